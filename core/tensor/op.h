@@ -1,0 +1,73 @@
+/* op.h - an op is one row: its signature is shape rule, allocator, error text, documentation, binding and test seed.
+ *
+ * signature := args [| options] -> outputs        e.g. "x[*,I] w[O,I] b[O]? -> y[*,O]"
+ *   arg    := name[:dtype] [dims] [?]             dtype: i32, u8; default: the call's real dtype (f32 or f64, all alike)
+ *   name ending in '~' before '[' (as "B~[B,L,N]"): may be row-strided (cab_tensor_rows); others are made contiguous
+ *   dims   := LETTERS | numbers | '*' (leading dims, bound once) | '&' (broadcast together) | nothing: scalar "[]"
+ *   '?'    optional argument
+ *   option := name=default                        number, true/false, or word (a|b|c lists the choices, first is default)
+ *   outputs like args; a '~' in front ("~h[B,K,N,E]") is kept for backward and hidden from Lua
+ * Dims that only outputs use are set by `check` (cab_call_set_dim). */
+#ifndef CAB_OP_H
+#define CAB_OP_H
+#include "tensor.h"
+
+typedef struct CabCall {
+  const struct CabOp *op;
+  CabDevice *device;
+  CabDtype dtype;                       /* real dtype of the call */
+  CabTensor *in[CAB_MAX_ARGS];          /* NULL where optional and absent, or (backward) not saved */
+  CabTensor *out[CAB_MAX_ARGS];         /* visible then kept outputs; in backward the saved ones */
+  CabTensor *gout[CAB_MAX_ARGS];        /* backward: contiguous, NULL if none arrived */
+  CabTensor *gin[CAB_MAX_ARGS];         /* backward: allocated contiguous, uninitialised, NULL if not wanted: overwrite */
+  double option[CAB_MAX_ARGS];          /* numbers, booleans as 0/1, words as their index */
+  int64_t dim[128];                     /* by letter */
+  int lead_rank; int64_t lead[CAB_MAX_RANK], rows; /* '*' or '&' dims and their product */
+  bool wants_grad;                      /* forward: a gradient will be asked for */
+} CabCall;
+
+typedef struct CabOp {
+  const char *name, *signature;
+  CabStatus (*forward)(CabCall *);
+  CabStatus (*backward)(CabCall *);     /* NULL: not differentiable */
+  const char *saves;                    /* names of inputs and outputs backward reads: "x w" */
+  const char *source;                   /* one line: what it computes, and the paper or equation */
+  CabStatus (*check)(CabCall *);        /* optional: extra conditions, output dims */
+} CabOp;
+
+/* Families: each core/ops/FILE.c exports one array ended by a row without a name. */
+extern const CabOp cab_ops_math[], cab_ops_nn[], cab_ops_ssm[], cab_ops_bridge[], cab_ops_loss[], cab_ops_optim[];
+
+typedef enum { CAB_OPTION_NUMBER, CAB_OPTION_BOOL, CAB_OPTION_WORD } CabOptionKind;
+typedef struct { char name[24]; CabOptionKind kind; double initial; int words; char word[8][16]; } CabOptionSpec;
+typedef struct { char name[24]; bool optional, rows, kept, integer; CabDtype dtype; int rank; char dims[CAB_MAX_RANK][8]; bool lead, broadcast; } CabArgSpec;
+typedef struct {
+  const CabOp *op;
+  int inputs, outputs, kept, options;   /* outputs counts the visible ones; kept ones follow */
+  CabArgSpec in[CAB_MAX_ARGS], out[CAB_MAX_ARGS];
+  CabOptionSpec option[CAB_MAX_ARGS];
+  uint32_t saves_in, saves_out;         /* bit masks */
+} CabSignature;
+int cab_op_count(void);
+const CabSignature *cab_op_at(int index);        /* parsed once, all families */
+const CabSignature *cab_op_find(const char *name);
+/* Checks, allocates, runs, records. in[] has sig->inputs entries (NULL: absent), option[] sig->options values. Fills out[]
+ * (visible outputs, one reference each). Message: "selective_scan: 'C' is f32[4,3,5], expected [B=4,L=3,N=4]". */
+CabStatus cab_apply(const CabSignature *sig, CabTensor **in, const double *option, CabTensor **out);
+
+/* For rows. */
+int64_t cab_dim(const CabCall *c, char letter);
+void cab_call_set_dim(CabCall *c, char letter, int64_t size);
+int64_t cab_ld(const CabTensor *t);             /* row stride of an argument marked '~' */
+CabTensor *cab_scratch(CabCall *c, int64_t count); /* f32/f64 buffer freed when the call ends */
+#define CAB_DATA(t) ((t) ? cab_tensor_data(t) : NULL)
+/* RUN(c, scan_forward, args...): the twin for this call's device and dtype, type-checked by its header. A missing twin
+ * is an error naming it. CPU variants are found through a table that the build makes from the kernel headers. */
+void *cab_twin(CabDevice *device, CabDtype dtype, const char *name); /* NULL + error slot */
+#define RUN(c, name, ...)                                                                   \
+  do {                                                                                      \
+    name##_fn *twin_ = (name##_fn *)cab_twin((c)->device, (c)->dtype, #name);               \
+    if (!twin_) return cab_error()->code;                                                   \
+    twin_((c)->device->stream, __VA_ARGS__);                                                \
+  } while (0)
+#endif
