@@ -1,0 +1,105 @@
+# make demo   installs what is missing, builds, distils a Vision Mamba from a ViT on the embedded images
+# make test   installs what is missing, builds, runs all tests; ends with "N passed, N failed"
+# make | install PREFIX=/usr/local | bench | lint | asan | fuzz SECONDS=60 | crash | clean
+SHELL    := /bin/bash
+B        ?= build
+PREFIX   ?= /usr/local
+CC       ?= gcc
+SECONDS_ ?= 60
+SANITIZE :=
+PACKAGES := gcc libc6-dev liblua5.4-dev libopenblas-openmp-dev libpng-dev libjpeg62-turbo-dev zlib1g-dev libjansson-dev \
+            libxxhash-dev lua-busted lua-argparse lua-filesystem libedit2 gnuplot-nox
+LINTERS  := lua-check cppcheck clang clang-tidy libclang-rt-14-dev
+
+MODULES  := base tensor ops io data lua
+CPPFLAGS += $(MODULES:%=-Icore/%) -Ikernels -I/usr/include/lua5.4 -D_GNU_SOURCE
+CFLAGS   ?= -O2 -g
+CFLAGS   += -std=gnu11 -Wall -Wextra -fopenmp -fPIE -fstack-protector-strong $(SANITIZE)
+LDLIBS   := -llua5.4 -lopenblas -lpng -ljpeg -lz -ljansson -lxxhash -ldl -lpthread -lm
+KFLAGS   := -std=gnu11 -O3 -g -Wall -Wextra -fopenmp -fPIE -fno-math-errno -fno-trapping-math -Icore/base -Ikernels $(SANITIZE)
+MARCH_v4 := -march=x86-64-v4 -mprefer-vector-width=512
+MARCH_v3 := -march=x86-64-v3
+MARCH_v2 := -march=x86-64-v2
+
+CORE     := $(wildcard $(MODULES:%=core/%/*.c))
+KERNELS  := $(wildcard kernels/*.c)
+OBJECTS  := $(CORE:%.c=$B/%.o) $(B)/twins.o \
+            $(foreach k,$(KERNELS:%.c=$B/%),$(foreach r,f32 f64,$(foreach i,v2 v3 v4,$k.$r.$i.o)))
+
+.PHONY: all deps demo test install bench lint asan fuzz crash clean
+all: $B/cab
+
+$B/cab: $(OBJECTS)
+	$(CC) $(CFLAGS) -pie -Wl,-z,relro,-z,now -o $@ $^ $(LDLIBS)
+
+$B/core/%.o: core/%.c
+	@mkdir -p $(@D)
+	$(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c -o $@ $<
+
+# One object for each kernel, element type and instruction set: kernels/gate.f32.v4.o
+define VARIANT
+$B/kernels/%.$(1).$(2).o: kernels/%.c
+	@mkdir -p $$(@D)
+	$(CC) $(KFLAGS) -DREAL=$(1) -DISA=$(2) $(MARCH_$(2)) -MMD -MP -c -o $$@ $$<
+endef
+$(foreach r,f32 f64,$(foreach i,v2 v3 v4,$(eval $(call VARIANT,$r,$i))))
+
+# The CPU backend's table, read off the TWIN declarations.
+$B/twins.c: $(wildcard kernels/*.h)
+	@mkdir -p $(@D)
+	@names=$$(sed -n 's/^TWIN(\([a-z0-9_]*\),.*/\1/p' $^); \
+	{ for n in $$names; do for r in f32 f64; do for i in v2 v3 v4; do echo "void $${n}_cpu_$${r}_$$i(void);"; done; done; done; \
+	  echo 'const struct { const char *name; void *variant[2][3]; } cab_twins[] = {'; \
+	  for n in $$names; do echo "  {\"$$n\", {{$${n}_cpu_f32_v2, $${n}_cpu_f32_v3, $${n}_cpu_f32_v4}, {$${n}_cpu_f64_v2, $${n}_cpu_f64_v3, $${n}_cpu_f64_v4}}},"; done; \
+	  echo '  {0}};'; } > $@
+$B/twins.o: $B/twins.c
+	$(CC) -w $(CFLAGS) -c -o $@ $<
+
+deps:
+	@tests/install-packages $(PACKAGES)
+
+demo: deps
+	@$(MAKE) --no-print-directory -s -j$$(nproc) all
+	$B/cab run recipes/quickstart.lua
+
+test: deps
+	@$(MAKE) --no-print-directory -s -j$$(nproc) all
+	$B/cab run tests/main.lua
+
+install: all
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/cab
+	install $B/cab $(DESTDIR)$(PREFIX)/bin/cab
+	cp -r lua recipes examples data $(DESTDIR)$(PREFIX)/share/cab/
+
+bench: all
+	$B/cab run tests/bench/bench.lua
+
+lint:
+	@tests/install-packages $(LINTERS)
+	luacheck -q lua recipes examples tests
+	cppcheck -q --error-exitcode=1 --inline-suppr --enable=warning,portability --suppress=missingIncludeSystem \
+	  --suppress=nullPointerOutOfMemory $(CPPFLAGS) core
+
+# Everything under AddressSanitizer and UBSan, with fault points compiled in and no allocator cache.
+asan:
+	@tests/install-packages $(PACKAGES)
+	@$(MAKE) --no-print-directory -s -j$$(nproc) all B=build-asan CFLAGS="-O1 -g -DCAB_FAULTS -DCAB_NO_CACHE" \
+	  SANITIZE="-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer"
+	ASAN_OPTIONS=detect_leaks=1 LSAN_OPTIONS=suppressions=tests/lsan.supp OMP_NUM_THREADS=2 build-asan/cab run tests/main.lua
+
+FUZZ := $(patsubst tests/fuzz/%.c,build-fuzz/%,$(wildcard tests/fuzz/*.c))
+build-fuzz/%: tests/fuzz/%.c $(wildcard core/io/*.c core/data/*.c core/base/*.c)
+	@mkdir -p $(@D)
+	clang -O1 -g -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined -fopenmp=libgomp $(CPPFLAGS) -w -o $@ \
+	  $< tests/fuzz/support/*.c $(wildcard core/io/*.c core/base/*.c) -lpng -ljpeg -lz -ljansson -lxxhash -lgomp -lm
+fuzz: $(FUZZ)
+	@for f in $(FUZZ); do echo "== $$f"; mkdir -p $$f.corpus; $$f -max_total_time=$(SECONDS_) -max_len=4096 -rss_limit_mb=512 -timeout=2 -print_final_stats=1 $$f.corpus 2>&1 | \
+	  grep -E "ERROR|SUMMARY|stat::number_of_executed_units|stat::average" ; done
+
+crash: all
+	$B/cab run tests/crash/kill.lua 500
+
+clean:
+	rm -rf build build-asan build-fuzz
+
+-include $(wildcard $B/core/*/*.d $B/kernels/*.d)
