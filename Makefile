@@ -26,7 +26,7 @@ KERNELS  := $(wildcard kernels/*.c)
 OBJECTS  := $(CORE:%.c=$B/%.o) $(B)/twins.o \
             $(foreach k,$(KERNELS:%.c=$B/%),$(foreach r,f32 f64,$(foreach i,v2 v3 v4,$k.$r.$i.o)))
 
-.PHONY: all deps demo test install bench lint asan fuzz crash clean
+.PHONY: all deps demo test install bench lint asan build-asan-only fuzz crash clean
 all: $B/cab
 
 $B/cab: $(OBJECTS)
@@ -81,10 +81,10 @@ lint:
 	  --suppress=nullPointerOutOfMemory $(CPPFLAGS) core
 
 # Everything under AddressSanitizer and UBSan, with fault points compiled in and no allocator cache.
-asan:
-	@tests/install-packages $(PACKAGES)
+build-asan-only: deps
 	@$(MAKE) --no-print-directory -s -j$$(nproc) all B=build-asan CFLAGS="-O1 -g -DCAB_FAULTS -DCAB_NO_CACHE" \
 	  SANITIZE="-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer"
+asan: build-asan-only
 	ASAN_OPTIONS=detect_leaks=1 LSAN_OPTIONS=suppressions=tests/lsan.supp OMP_NUM_THREADS=2 build-asan/cab run tests/main.lua
 
 FUZZ := $(patsubst tests/fuzz/%.c,build-fuzz/%,$(wildcard tests/fuzz/*.c))

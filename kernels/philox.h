@@ -32,16 +32,22 @@ PHILOX_FN void philox_block(uint64_t seed, uint64_t stream, uint64_t counter, ui
 /* A word as a number in [0, 1). */
 PHILOX_FN double philox_unit(uint32_t word) { return word * 0x1p-32; }
 
-/* Box-Muller: normals 2j and 2j+1 are the cosine and the sine half of block j. `attempt` < 2^16 picks a redraw from
- * the top of the counter, where no first draw reaches. */
-PHILOX_FN double philox_normal(uint64_t seed, uint64_t stream, uint64_t index, uint32_t attempt) {
+/* Box-Muller on block j: normal 2j is the cosine half, 2j+1 the sine half. `attempt` < 2^16 picks a redraw from the
+ * top of the counter, where no first draw reaches. */
+PHILOX_FN void philox_normal_pair(uint64_t seed, uint64_t stream, uint64_t block, uint32_t attempt, double z[2]) {
   uint32_t w[4];
-  philox_block(seed, stream, index / 2 + ((uint64_t)attempt << 48), w);
-  /* u in (0, 1), 53 bits, never 0; the angle in [0, 2 pi). */
+  philox_block(seed, stream, block + ((uint64_t)attempt << 48), w);
+  /* u in (0, 1), 52 bits, never 0; the angle in [0, 2 pi). */
   double u = ((double)(((uint64_t)w[0] << 32 | w[1]) >> 12) + 0.5) * 0x1p-52;
   double angle = 6.283185307179586476925 * ((double)(((uint64_t)w[2] << 32 | w[3]) >> 11) * 0x1p-53);
   double radius = sqrt(-2 * log(u));
-  return radius * (index & 1 ? sin(angle) : cos(angle));
+  z[0] = radius * cos(angle);
+  z[1] = radius * sin(angle);
+}
+PHILOX_FN double philox_normal(uint64_t seed, uint64_t stream, uint64_t index, uint32_t attempt) {
+  double z[2];
+  philox_normal_pair(seed, stream, index / 2, attempt, z);
+  return z[index & 1];
 }
 
 #endif

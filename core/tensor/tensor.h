@@ -25,6 +25,7 @@ typedef struct CabDevice {
   uint64_t live, peak, cached; /* bytes */
 } CabDevice;
 CabDevice *cab_cpu(void);                     /* caching allocator; best ISA chosen once */
+const char *cab_cpu_isa(void);                /* "v4", "v3", "v2"; the variable CAB_ISA may lower it */
 CabDevice *cab_device(const char *name);      /* NULL + error for unknown or absent ones */
 void cab_device_trim(CabDevice *device);      /* give cached memory back */
 
@@ -69,6 +70,8 @@ CabTensor *cab_tensor_contiguous_copy(CabTensor *t); /* retained t if it already
 CabTensor *cab_tensor_detach(CabTensor *t);          /* same storage, no history */
 CabTensor *cab_tensor_to(CabTensor *t, CabDevice *device, CabDtype dtype); /* copies and casts; no gradient */
 CabStatus cab_tensor_copy(CabTensor *dst, CabTensor *src); /* in place, broadcast src, casts; bumps version */
+CabStatus cab_tensor_fill(CabTensor *t, double value);     /* in place, any dtype and strides */
+CabStatus cab_tensor_add(CabTensor *t, double alpha, CabTensor *x); /* t += alpha x, in place, broadcast x; f32, f64 */
 void cab_tensor_touch(CabTensor *t, const char *where);    /* note an in-place write */
 const char *cab_shape_text(const CabTensor *t, char out[160]); /* "f32[2,3]" */
 
@@ -86,7 +89,8 @@ CabTensor *cab_concat(int count, CabTensor **parts, int dim);
 /* ---- scopes: every tensor born while a scope is open is closed with it unless kept ---------- */
 typedef struct CabScope CabScope;
 CabScope *cab_scope_open(void);                        /* becomes the current one */
-void cab_scope_close(CabScope *scope, const char *where); /* closes inner scopes first; idempotent via *closed */
+void cab_scope_close(CabScope *scope, const char *where); /* closes inner scopes first; idempotent */
+void cab_scope_free(CabScope *scope);                     /* closes it if it is open, frees the struct; NULL allowed */
 void cab_scope_keep(CabTensor *t);                     /* moves t to the enclosing scope (or to none) */
 
 /* ---- tape ---------------------------------------------------------------------------------- */
@@ -102,7 +106,7 @@ typedef struct CabEdge {   /* where the gradient of one input goes */
 } CabEdge;
 typedef struct CabNode {
   const char *name;        /* op name for messages */
-  /* gout[i] may be NULL (no gradient arrived). Fill gin[i] with new references for wanted inputs (NULL: zero). */
+  /* gout[i] is contiguous or NULL (no gradient arrived). Fill gin[i] with new references for wanted inputs (NULL: zero). */
   CabStatus (*backward)(struct CabNode *, CabTensor **gout, CabTensor **gin);
   void (*destroy)(struct CabNode *); /* frees ctx; may be NULL */
   void *ctx;
@@ -117,9 +121,10 @@ typedef struct CabNode {
 } CabNode;
 bool cab_grad_enabled(void);
 bool cab_set_grad_enabled(bool on); /* returns the old value */
-/* NULL (not an error) when no input requires grad or grad is disabled. Node has one reference. */
+/* NULL with cab_error()->code == CAB_OK when no input requires grad or grad is disabled; NULL with another code on
+ * failure. The node has one reference: attach its outputs, then release it. */
 CabNode *cab_node_new(const char *name, int inputs, CabTensor **in, int outputs);
-/* Save for backward: stores an alias and its version, returns the slot. */
+/* Save for backward: stores an alias and its version, returns the slot; -1 on failure. A NULL t takes an empty slot. */
 int cab_node_save(CabNode *node, CabTensor *t);
 void cab_node_attach(CabNode *node, int output, CabTensor *t); /* t becomes output of node */
 bool cab_node_wants(const CabNode *node, int input);
@@ -127,7 +132,6 @@ void cab_node_release(CabNode *node);
 /* From a scalar (one element), or with seed gradients. Sums into leaf->grad; frees saved values as it goes.
  * Errors: not scalar, no history, spent graph, saved value changed in place (names op, versions, line). */
 CabStatus cab_backward(CabTensor *t, CabTensor *seed);
-/* Called with each non-NULL gradient result when set (numeric guard); returns status. */
 void cab_set_current_line(const char *where); /* set by the bindings around calls: for messages */
 const char *cab_current_line(void);
 #endif

@@ -1,0 +1,207 @@
+/* attention.c - blocks of QB queries against blocks of KB keys, so all scores in flight fit a thread's stack and
+ * its cache. Products are small GEMMs: OpenBLAS stays on its caller's thread in a parallel region. */
+#include "attention.h"
+
+#include <cblas.h>
+#include <math.h>
+#include <string.h>
+
+#include "simd.h"
+
+#define CBLAS_f32 cblas_sgemm
+#define CBLAS_f64 cblas_dgemm
+#define CBLAS CAB_CAT(CBLAS_, REAL)
+
+enum { KB = 256, QB = 256 / sizeof(real) }; /* QB x KB of reals: 64 KB, two of them in backward */
+
+static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+/* C [m,n] = alpha op(A) op(B) + beta C with k > 0; empty rows have a stride of 0, which BLAS refuses. */
+static void mm(bool trans_a, bool trans_b, int64_t m, int64_t n, int64_t k, double alpha, const real *a, int64_t lda,
+               const real *b, int64_t ldb, double beta, real *c, int64_t ldc) {
+  if (n == 0) return;
+  CBLAS(CblasRowMajor, trans_a ? CblasTrans : CblasNoTrans, trans_b ? CblasTrans : CblasNoTrans, (blasint)m, (blasint)n,
+        (blasint)k, (real)alpha, a, (blasint)lda, b, (blasint)ldb, (real)beta, c, (blasint)ldc);
+}
+
+/* One block of scores: queries i0 .. i0+m against keys j0 .. j0+n, both rows of stride ld. */
+typedef struct {
+  int64_t i0, m, j0, n, P, ld;
+  double scale;
+  bool causal;
+} Block;
+
+/* Keys of this block that row i sees. */
+static int64_t seen(const Block *b, int64_t i) {
+  if (!b->causal) return b->n;
+  int64_t count = b->i0 + i - b->j0 + 1;
+  return count < 0 ? 0 : least(count, b->n);
+}
+
+/* n rounded up to whole vectors; KB is a multiple of LANES. */
+static int64_t padded(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
+
+/* s [m,KB] = scale Q K^T. What a row does not see, and its padding, becomes -inf: its exponential is 0. */
+static void scores(const Block *b, const real *q, const real *k, real *s) {
+  if (b->P)
+    mm(false, true, b->m, b->n, b->P, b->scale, q + b->i0 * b->ld, b->ld, k + b->j0 * b->ld, b->ld, 0, s, KB);
+  else
+    memset(s, 0, (size_t)(b->m * KB) * sizeof(real));
+  for (int64_t i = 0; i < b->m; i++)
+    for (int64_t j = seen(b, i); j < padded(b->n); j++) s[i * KB + j] = -INFINITY;
+}
+
+static real row_max(int64_t n, const real *s, real max) {
+#pragma omp simd reduction(max : max)
+  for (int64_t j = 0; j < n; j++) max = s[j] > max ? s[j] : max;
+  return max;
+}
+
+/* s = exp(s - shift) over whole vectors; returns the sum. */
+static real row_exp(int64_t n, real *s, real shift) {
+  vec sum = vec_set(0);
+  for (int64_t j = 0; j < n; j += LANES) {
+    vec e = vec_exp(vec_load(s + j) - shift);
+    vec_store(s + j, e);
+    sum += e;
+  }
+  return vec_sum(sum);
+}
+
+/* Element (b, l = 0, h, p = 0) of rows with stride ld; head = b*H + h. */
+static int64_t head_at(int64_t head, int64_t L, int64_t H, int64_t P, int64_t ld) {
+  return head / H * L * ld + head % H * P;
+}
+
+/* Online softmax over the key blocks of queries i0 .. i0+m of one head. */
+static void forward_block(int64_t L, Block b, const real *q, const real *k, const real *v, real *out, int64_t out_ld,
+                          real *lse, real *map) {
+  _Alignas(64) real s[QB * KB];
+  real max[QB], sum[QB];
+  for (int64_t i = 0; i < b.m; i++) max[i] = -INFINITY, sum[i] = 0;
+  int64_t keys = b.causal ? b.i0 + b.m : L;
+  for (b.j0 = 0; b.j0 < keys; b.j0 += KB) {
+    b.n = least(KB, keys - b.j0);
+    scores(&b, q, k, s);
+    for (int64_t i = 0; i < b.m; i++) {
+      real *row = s + i * KB, before = max[i];
+      if (map) memcpy(map + i * L + b.j0, row, (size_t)b.n * sizeof(real));
+      max[i] = row_max(padded(b.n), row, before);
+      real fresh = row_exp(padded(b.n), row, max[i]);
+      real kept = b.j0 == 0 ? 0 : (real)exp((double)(before - max[i]));
+      sum[i] = sum[i] * kept + fresh;
+      if (b.j0 > 0 && kept != 1)
+        for (int64_t p = 0; p < b.P; p++) out[i * out_ld + p] *= kept;
+    }
+    mm(false, false, b.m, b.P, b.n, 1, s, KB, v + b.j0 * b.ld, b.ld, b.j0 > 0, out, out_ld);
+  }
+  for (int64_t i = 0; i < b.m; i++) {
+    const real share = 1 / sum[i];
+    lse[i] = max[i] + (real)log((double)sum[i]);
+    for (int64_t p = 0; p < b.P; p++) out[i * out_ld + p] *= share;
+    if (!map) continue;
+    real *row = map + i * L; /* scores so far, in blocks that were not skipped as wholly masked */
+    for (int64_t j = 0; j < L; j += KB) {
+      int64_t n = j < keys ? least(KB, keys - j) : 0, width = least(KB, L - j);
+      memcpy(s, row + j, (size_t)n * sizeof(real));
+      for (int64_t at = n; at < padded(n); at++) s[at] = -INFINITY;
+      row_exp(padded(n), s, max[i]);
+      for (int64_t at = 0; at < n; at++) row[j + at] = s[at] * share;
+      for (int64_t at = n; at < width; at++) row[j + at] = 0;
+    }
+  }
+}
+
+void K(attention_forward)(CabStream *stream, int64_t B, int64_t L, int64_t H, int64_t P, double scale, bool causal,
+                          const real *q, const real *k, const real *v, int64_t ld, real *out, real *lse, real *map) {
+  (void)stream;
+  const int64_t blocks = (L + QB - 1) / QB;
+#pragma omp parallel for collapse(2) schedule(dynamic)
+  for (int64_t head = 0; head < B * H; head++)
+    for (int64_t block = 0; block < blocks; block++) {
+      int64_t at = head_at(head, L, H, P, ld), i0 = block * QB;
+      Block b = {.i0 = i0, .m = least(QB, L - i0), .P = P, .ld = ld, .scale = scale, .causal = causal};
+      forward_block(L, b, q + at, k + at, v + at, out + head_at(head, L, H, P, H * P) + i0 * H * P, H * P,
+                    lse + head * L + i0, map ? map + (head * L + i0) * L : NULL);
+    }
+}
+
+/* The gradients of one head; a row of them stands gld after the last. */
+typedef struct {
+  real *q, *k, *v;
+  int64_t ld;
+} Gradients;
+
+static void clear(real *g, int64_t L, int64_t P, int64_t ld) {
+  for (int64_t l = 0; g && l < L; l++) memset(g + l * ld, 0, (size_t)P * sizeof(real));
+}
+
+/* p = exp(scale Q K^T - lse), 0 where masked and in the padding. */
+static void probabilities(const Block *b, const real *q, const real *k, const real *lse, real *p) {
+  scores(b, q, k, p);
+  for (int64_t i = 0; i < b->m; i++) row_exp(padded(b->n), p + i * KB, lse[b->i0 + i]);
+}
+
+/* Queries i0 .. i0+m of one head. With dA = gout V^T + gmap and D_i = sum_j A_ij dA_ij = gout_i.out_i + (A gmap)_ii:
+ *   gv += A^T gout, dS = scale A (dA - D), gq = dS K, gk += dS^T Q. */
+static void backward_block(int64_t L, Block b, const real *q, const real *k, const real *v, const real *out,
+                           int64_t out_ld, const real *lse, const real *gout, const real *gmap, Gradients g) {
+  _Alignas(64) real a[QB * KB], d[QB * KB];
+  real D[QB];
+  int64_t keys = b.causal ? b.i0 + b.m : L;
+  const real *go = gout + b.i0 * out_ld;
+  for (int64_t i = 0; i < b.m; i++) {
+    double sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t p = 0; p < b.P; p++) sum += (double)go[i * out_ld + p] * (double)out[(b.i0 + i) * out_ld + p];
+    D[i] = (real)sum;
+  }
+  for (b.j0 = 0; gmap && b.j0 < keys; b.j0 += KB) {
+    b.n = least(KB, keys - b.j0);
+    probabilities(&b, q, k, lse, a);
+    for (int64_t i = 0; i < b.m; i++) {
+      double sum = 0;
+      const real *row = gmap + (b.i0 + i) * L + b.j0;
+      int64_t n = seen(&b, i);
+#pragma omp simd reduction(+ : sum)
+      for (int64_t j = 0; j < n; j++) sum += (double)a[i * KB + j] * (double)row[j];
+      D[i] += (real)sum;
+    }
+  }
+  for (b.j0 = 0; b.j0 < keys; b.j0 += KB) {
+    b.n = least(KB, keys - b.j0);
+    if (!gmap || keys > KB) probabilities(&b, q, k, lse, a); /* one block: still there from the loop above */
+    if (g.v) mm(true, false, b.n, b.P, b.m, 1, a, KB, go, out_ld, 1, g.v + b.j0 * g.ld, g.ld);
+    if (!g.q && !g.k) continue;
+    for (int64_t i = 0; gmap && i < b.m; i++)
+      memcpy(d + i * KB, gmap + (b.i0 + i) * L + b.j0, (size_t)b.n * sizeof(real));
+    mm(false, true, b.m, b.n, b.P, 1, go, out_ld, v + b.j0 * b.ld, b.ld, gmap != NULL, d, KB);
+    for (int64_t i = 0; i < b.m; i++) {
+      const real scale = (real)b.scale, minus = D[i];
+      int64_t n = seen(&b, i);
+      for (int64_t j = 0; j < n; j++) d[i * KB + j] = scale * a[i * KB + j] * (d[i * KB + j] - minus);
+      for (int64_t j = n; j < b.n; j++) d[i * KB + j] = 0;
+    }
+    if (g.q) mm(false, false, b.m, b.P, b.n, 1, d, KB, k + b.j0 * b.ld, b.ld, b.j0 > 0, g.q + b.i0 * g.ld, g.ld);
+    if (g.k) mm(true, false, b.n, b.P, b.m, 1, d, KB, q + b.i0 * b.ld, b.ld, 1, g.k + b.j0 * g.ld, g.ld);
+  }
+}
+
+void K(attention_backward)(CabStream *stream, int64_t B, int64_t L, int64_t H, int64_t P, double scale, bool causal,
+                           const real *q, const real *k, const real *v, int64_t ld, const real *out, const real *lse,
+                           const real *gout, const real *gmap, real *gq, real *gk, real *gv, int64_t gld) {
+  (void)stream;
+  if (P == 0) return;
+#pragma omp parallel for schedule(dynamic)
+  for (int64_t head = 0; head < B * H; head++) { /* gk and gv sum over the queries: their blocks go in order */
+    int64_t at = head_at(head, L, H, P, ld), at_out = head_at(head, L, H, P, H * P), at_g = head_at(head, L, H, P, gld);
+    Gradients g = {gq ? gq + at_g : NULL, gk ? gk + at_g : NULL, gv ? gv + at_g : NULL, gld};
+    clear(g.k, L, P, gld);
+    clear(g.v, L, P, gld);
+    for (int64_t i0 = 0; i0 < L; i0 += QB) {
+      Block b = {.i0 = i0, .m = least(QB, L - i0), .P = P, .ld = ld, .scale = scale, .causal = causal};
+      backward_block(L, b, q + at, k + at, v + at, out + at_out, H * P, lse + head * L, gout + at_out,
+                     gmap ? gmap + head * L * L : NULL, g);
+    }
+  }
+}

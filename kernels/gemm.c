@@ -1,0 +1,89 @@
+/* gemm.c - matrix products (OpenBLAS) and the row sums that go with a bias. Sizes and leading dimensions fit in 32
+ * bits: a tensor dimension beyond that is refused before any kernel runs. */
+#include "gemm.h"
+
+#include <cblas.h>
+
+#define CBLAS_f32 cblas_sgemm
+#define CBLAS_f64 cblas_dgemm
+#define CBLAS CAB_CAT(CBLAS_, REAL)
+
+/* C = beta C; beta = 0 overwrites, so that an unset C (NaN) does not survive. */
+static void scale_rows(int64_t m, int64_t n, real beta, real *c, int64_t ldc) {
+  for (int64_t i = 0; i < m; i++)
+    for (int64_t j = 0; j < n; j++) c[i * ldc + j] = beta == 0 ? 0 : beta * c[i * ldc + j];
+}
+
+static void product(bool trans_a, bool trans_b, int64_t m, int64_t n, int64_t k, double alpha, const real *a,
+                    int64_t lda, const real *b, int64_t ldb, double beta, real *c, int64_t ldc) {
+  if (m == 0 || n == 0) return;
+  if (k == 0) { /* A and B are empty: their leading dimensions may be 0, which BLAS would refuse */
+    scale_rows(m, n, (real)beta, c, ldc);
+    return;
+  }
+  CBLAS(CblasRowMajor, trans_a ? CblasTrans : CblasNoTrans, trans_b ? CblasTrans : CblasNoTrans, (blasint)m, (blasint)n,
+        (blasint)k, (real)alpha, a, (blasint)lda, b, (blasint)ldb, (real)beta, c, (blasint)ldc);
+}
+
+void K(gemm)(CabStream *stream, bool trans_a, bool trans_b, int64_t m, int64_t n, int64_t k, double alpha,
+             const real *a, int64_t lda, const real *b, int64_t ldb, double beta, real *c, int64_t ldc) {
+  (void)stream;
+  product(trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+}
+
+/* Many small products: one thread each (OpenBLAS stays on its caller's thread in a parallel region). Few large ones:
+ * one after the other, each on all threads; also where they share C and so depend on each other. */
+enum { SMALL = 128 * 128 * 128 };
+
+void K(gemm_batched)(CabStream *stream, bool trans_a, bool trans_b, int64_t m, int64_t n, int64_t k, double alpha,
+                     const real *a, int64_t lda, int64_t stride_a, const real *b, int64_t ldb, int64_t stride_b,
+                     double beta, real *c, int64_t ldc, int64_t stride_c, int64_t batch) {
+  (void)stream;
+  bool spread = stride_c != 0 && batch > 1 && (double)m * (double)n * (double)k <= SMALL;
+#pragma omp parallel for schedule(static) if (spread)
+  for (int64_t i = 0; i < batch; i++)
+    product(trans_a, trans_b, m, n, k, alpha, a + i * stride_a, lda, b + i * stride_b, ldb, beta, c + i * stride_c, ldc);
+}
+
+void K(bias_add)(CabStream *stream, int64_t rows, int64_t n, const real *bias, real *y) {
+  (void)stream;
+#pragma omp parallel for schedule(static) if (rows * n > 16384)
+  for (int64_t r = 0; r < rows; r++) {
+    real *restrict row = y + r * n;
+    for (int64_t j = 0; j < n; j++) row[j] += bias[j];
+  }
+}
+
+/* Rows are cut into ROW_BLOCKS whatever the number of threads; a block sums GROUP rows at a time in `real` and the
+ * groups in double, and the blocks are added in order. */
+enum { ROW_BLOCKS = 16, GROUP = 64, TILE = 64, COLUMNS = 1024 };
+
+static void block_sum(int64_t from, int64_t to, int64_t width, const real *x, int64_t ld, double *out) {
+  for (int64_t j = 0; j < width; j++) out[j] = 0;
+  for (int64_t r = from; r < to; r += GROUP) {
+    real group[TILE] = {0};
+    for (int64_t i = r; i < to && i < r + GROUP; i++)
+      for (int64_t j = 0; j < width; j++) group[j] += x[i * ld + j];
+    for (int64_t j = 0; j < width; j++) out[j] += (double)group[j];
+  }
+}
+
+void K(column_sum)(CabStream *stream, int64_t rows, int64_t n, const real *x, int64_t ld, real *out) {
+  (void)stream;
+  double partial[ROW_BLOCKS][COLUMNS];
+  int64_t per_block = (rows + ROW_BLOCKS - 1) / ROW_BLOCKS;
+  for (int64_t first = 0; first < n; first += COLUMNS) {
+    int64_t width = n - first < COLUMNS ? n - first : COLUMNS, tiles = (width + TILE - 1) / TILE;
+#pragma omp parallel for collapse(2) schedule(static) if (rows * width > 16384)
+    for (int block = 0; block < ROW_BLOCKS; block++)
+      for (int64_t tile = 0; tile < tiles; tile++) {
+        int64_t from = block * per_block, to = from + per_block < rows ? from + per_block : rows, j = tile * TILE;
+        block_sum(from, to, width - j < TILE ? width - j : TILE, x + first + j, ld, partial[block] + j);
+      }
+    for (int64_t j = 0; j < width; j++) {
+      double sum = 0;
+      for (int block = 0; block < ROW_BLOCKS; block++) sum += partial[block][j];
+      out[first + j] = (real)sum;
+    }
+  }
+}
