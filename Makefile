@@ -13,10 +13,11 @@ LINTERS  := lua-check cppcheck clang clang-tidy libclang-rt-14-dev
 
 MODULES  := base tensor ops io data lua
 CPPFLAGS += $(MODULES:%=-Icore/%) -Ikernels -I/usr/include/lua5.4 -D_GNU_SOURCE
-CFLAGS   ?= -O2 -g
-CFLAGS   += -std=gnu11 -Wall -Wextra -fopenmp -fPIE -fstack-protector-strong $(SANITIZE)
+OPT      ?= -O2 -g
+KOPT     ?= -O3 -g
+CFLAGS   := $(OPT) -std=gnu11 -Wall -Wextra -fopenmp -fPIE -fstack-protector-strong $(SANITIZE)
 LDLIBS   := -llua5.4 -lopenblas -lpng -ljpeg -lz -ljansson -lxxhash -ldl -lpthread -lm
-KFLAGS   := -std=gnu11 -O3 -g -Wall -Wextra -fopenmp -fPIE -fno-math-errno -fno-trapping-math -Icore/base -Ikernels $(SANITIZE)
+KFLAGS   := $(KOPT) -std=gnu11 -Wall -Wextra -fopenmp -fPIE -fno-math-errno -fno-trapping-math -Icore/base -Ikernels $(SANITIZE)
 MARCH_v4 := -march=x86-64-v4 -mprefer-vector-width=512
 MARCH_v3 := -march=x86-64-v3
 MARCH_v2 := -march=x86-64-v2
@@ -82,7 +83,7 @@ lint:
 
 # Everything under AddressSanitizer and UBSan, with fault points compiled in and no allocator cache.
 build-asan-only: deps
-	@$(MAKE) --no-print-directory -s -j$$(nproc) all B=build-asan CFLAGS="-O1 -g -DCAB_FAULTS -DCAB_NO_CACHE" \
+	@$(MAKE) --no-print-directory -s -j$$(nproc) all B=build-asan OPT="-O1 -g -DCAB_FAULTS -DCAB_NO_CACHE" KOPT="-O1 -g" \
 	  SANITIZE="-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer"
 asan: build-asan-only
 	ASAN_OPTIONS=detect_leaks=1 LSAN_OPTIONS=suppressions=tests/lsan.supp OMP_NUM_THREADS=2 build-asan/cab run tests/main.lua
