@@ -51,10 +51,11 @@ static void scores(const Block *b, const real *q, const real *k, real *s) {
     for (int64_t j = seen(b, i); j < padded(b->n); j++) s[i * KB + j] = -INFINITY;
 }
 
-static real row_max(int64_t n, const real *s, real max) {
-#pragma omp simd reduction(max : max)
-  for (int64_t j = 0; j < n; j++) max = s[j] > max ? s[j] : max;
-  return max;
+/* Over whole vectors; a NaN is passed over, and met again in the exponential. */
+static real row_max(int64_t n, const real *s, real before) {
+  vec max = vec_set(before);
+  for (int64_t j = 0; j < n; j += LANES) max = vec_max(vec_load(s + j), max);
+  return vec_max_of(max);
 }
 
 /* s = exp(s - shift) over whole vectors; returns the sum. */

@@ -18,16 +18,10 @@ static double total(const real *partial) {
   return sum;
 }
 
-/* y = exp((x - shift) scale - minus) for up to CHUNK elements. */
+/* y = exp((x - shift) scale - minus). */
 static void exp_part(int64_t n, const real *x, real shift, real scale, real minus, real *y) {
-  int64_t i = 0;
-  for (; i + LANES <= n; i += LANES) vec_store(y + i, vec_exp((vec_load(x + i) - shift) * scale - minus));
-  if (i < n) {
-    real rest[LANES] = {0};
-    for (int64_t j = i; j < n; j++) rest[j - i] = (x[j] - shift) * scale - minus;
-    vec_store(rest, vec_exp(vec_load(rest)));
-    for (int64_t j = i; j < n; j++) y[j] = rest[j - i];
-  }
+  for (int64_t i = 0; i < n; i += LANES)
+    vec_store_n(y + i, vec_exp((vec_load_n(x + i, n - i) - shift) * scale - minus), n - i);
 }
 
 /* log softmax(scale x)[c] = (x[c] - max) scale - log_sum. A NaN in the row makes log_sum NaN. */

@@ -19,8 +19,10 @@ TWIN(scan_forward, const ScanShape *s, const real *u, const real *dt, const real
      const real *D, const real *z, const real *bias, real *y, real *h);
 /* Gradients are overwritten; any may be NULL. gb, gc, gz: rows of stride s->N, s->N, s->E (contiguous).
  * partial: scratch of scan_partial(s) reals, for sums over batch (gA, gD, gbias) and channels (gb, gc) in an order
- * that does not depend on the number of threads. */
-static inline int64_t scan_partial(const ScanShape *s) { return s->B * s->E * (s->N + 2); }
+ * that does not depend on the number of threads, and the adjoint state between chunks. */
+static inline int64_t scan_partial(const ScanShape *s) {
+  return s->B * ((s->E + 15) / 16 * 16) * (3 * s->N + 2); /* whole registers of up to 16 channels */
+}
 TWIN(scan_backward, const ScanShape *s, const real *u, const real *dt, const real *A, const real *b, const real *c,
      const real *D, const real *z, const real *bias, const real *h, const real *gy, real *gu, real *gdt, real *gA,
      real *gb, real *gc, real *gD, real *gz, real *gbias, real *partial);

@@ -233,7 +233,7 @@ SIMD vec vec_tanh(vec x) {
  * e^(-x^2/2) taken as a product over the leading 12 bits of x and the rest, so the tail keeps its relative error). */
 SIMD vec vec_normal(vec x, vec *density) {
 #if REAL_BITS == 32
-  vec a = vec_abs(x), head = (vec)((ivec)a & -4096), rest = (a - head) * (a + head) * -0.5f;
+  vec a = vec_min(vec_set(30), vec_abs(x)), head = (vec)((ivec)a & -4096), rest = (a - head) * (a + head) * -0.5f;
   vec bell = vec_exp(head * head * -0.5f);
   vec t = 1 / (a * 0.353553390593f + 1);
   vec p = 0.17087277f * t - 0.82215223f;

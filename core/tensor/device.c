@@ -124,20 +124,17 @@ const char *cab_cpu_isa(void) {
 static void *cpu_kernel(CabDevice *device, const char *name, CabDtype dtype) {
   (void)device;
   int isa = chosen_isa();
-  if (isa == NO_ISA) {
-    cab_fail(CAB_E_USAGE, "CAB_ISA=%s: this CPU has v2 to %s", getenv("CAB_ISA"), isa_names[best_isa()]);
-    return NULL;
-  }
-  if (dtype != CAB_F32 && dtype != CAB_F64) return NULL;
+  if (isa == NO_ISA || (dtype != CAB_F32 && dtype != CAB_F64)) return NULL;
   for (int i = 0; cab_twins[i].name; i++)
     if (!strcmp(cab_twins[i].name, name)) return cab_twins[i].variant[dtype == CAB_F64][isa];
   return NULL;
 }
 
 void *cab_twin(CabDevice *device, CabDtype dtype, const char *name) {
-  cab_error()->code = CAB_OK;
   void *kernel = device->kernel(device, name, dtype);
-  if (!kernel && cab_error()->code == CAB_OK)
+  if (!kernel && device == cab_cpu() && chosen_isa() == NO_ISA)
+    cab_fail(CAB_E_USAGE, "CAB_ISA=%s: this CPU has v2 to %s", getenv("CAB_ISA"), isa_names[best_isa()]);
+  else if (!kernel)
     cab_fail(CAB_E_DEVICE, "no kernel '%s' for %s on %s", name, cab_dtype_name(dtype), device->name);
   return kernel;
 }

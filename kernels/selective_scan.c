@@ -1,0 +1,347 @@
+/* selective_scan.c - lanes hold channels, a tile is LANES of them; per tile and state n
+ *   a_t = 2^(d_t A log2 e),  h_t = a_t h_{t-1} + (d_t u_t) B_t,  y_t = sum_n C_t h_t + D u_t,  y_t *= silu(z_t).
+ *
+ * Tokens go in chunks of SCAN_CHUNK, states in blocks of NB: NB registers of h walk the chunk. Backward replays a
+ * chunk from its stored entry state, keeping a_t and h_t of one state block (8 KB), then runs the adjoint:
+ *   gh_t = g_t C_t + a_{t+1} gh_{t+1};  gC_t = g_t h_t;  gB_t = gh_t d_t u_t;  q_t = a_t gh_t h_{t-1};
+ *   gA = sum_t q_t d_t;  gd_t = sum_n q_t A + u_t sum_n gh_t B_t;  gu_t = d_t sum_n gh_t B_t + D g_t
+ * with g_t = gy_t silu(z_t): one exponential per (t, e, n). gB and gC add up lane by lane over the tiles of a chunk
+ * (2 SCAN_CHUNK N registers on the stack) and across lanes once per chunk.
+ *
+ * Sums over channels and batch run in index order inside one work unit, so the bits do not depend on the threads. */
+#include "selective_scan.h"
+
+#include "simd.h"
+
+enum { T = SCAN_CHUNK, NB = 4, NMAX = 256, GROUP = 8 /* tiles of one forward work unit */ };
+
+typedef struct {
+  const ScanShape *s;
+  const real *u, *dt, *A, *b, *c, *D, *z, *bias;
+} Scan;
+
+/* A chunk of n tokens: lowest token t0 in memory, first slot in scan order, step to the next slot. */
+typedef struct {
+  int64_t t0, n, first, step;
+} Chunk;
+
+static int64_t chunks(const ScanShape *s) { return (s->L + T - 1) / T; }
+static int64_t tiles(const ScanShape *s) { return (s->E + LANES - 1) / LANES; }
+
+static Chunk chunk_at(const ScanShape *s, int64_t k) {
+  const int64_t begin = k * T, n = s->L - begin < T ? s->L - begin : T;
+  if (s->reverse) return (Chunk){s->L - begin - n, n, n - 1, -1};
+  return (Chunk){begin, n, 0, 1};
+}
+
+/* A^T log2 e of channels e0 .. e0 + LANES (0 beyond E). */
+static void load_A(const Scan *p, int64_t e0, vec *A) {
+  const int64_t N = p->s->N, m = p->s->E - e0 < LANES ? p->s->E - e0 : LANES;
+  memset(A, 0, (size_t)N * sizeof(vec));
+  for (int64_t l = 0; l < m; l++)
+    for (int64_t n = 0; n < N; n++) A[n][l] = p->A[(e0 + l) * N + n] * VEC_LOG2E;
+}
+
+/* What one tile reads of one chunk. */
+typedef struct {
+  vec d[T], u[T], du[T];
+  vec sigmoid[T]; /* d softplus(x) / dx */
+} Inputs;
+
+SIMD void load_inputs(const Scan *p, int64_t b, const Chunk *k, int64_t e0, bool slopes, Inputs *in) {
+  const ScanShape *s = p->s;
+  const int64_t m = s->E - e0;
+  const vec bias = p->bias ? vec_load_n(p->bias + e0, m) : vec_set(0);
+  for (int64_t i = 0; i < k->n; i++) {
+    const int64_t at = (b * s->L + k->t0 + i) * s->E + e0;
+    vec x = vec_load_n(p->dt + at, m) + bias, u = vec_load_n(p->u + at, m);
+    if (s->softplus) x = vec_softplus_d(x, slopes ? &in->sigmoid[i] : NULL);
+    in->d[i] = x;
+    in->u[i] = u;
+    in->du[i] = x * u;
+  }
+}
+
+/* nb states through a chunk: y[i] += sum C h. b and c point at B_t0[n0], C_t0[n0]. */
+SIMD void forward_block(const int nb, const Chunk *k, const Inputs *in, const vec *A, const real *b, int64_t ldb,
+                        const real *c, int64_t ldc, vec *h, vec *y) {
+  vec state[NB], rate[NB];
+#pragma GCC unroll 4
+  for (int n = 0; n < nb; n++) state[n] = h[n], rate[n] = A[n];
+  for (int64_t j = 0, i = k->first; j < k->n; j++, i += k->step) {
+    const vec d = in->d[i], du = in->du[i];
+    vec sum = y[i];
+#pragma GCC unroll 4
+    for (int n = 0; n < nb; n++) {
+      state[n] = vec_exp2(d * rate[n]) * state[n] + du * b[i * ldb + n];
+      sum += state[n] * c[i * ldc + n];
+    }
+    y[i] = sum;
+  }
+#pragma GCC unroll 4
+  for (int n = 0; n < nb; n++) h[n] = state[n];
+}
+
+/* Calls f(nb, n0) for state blocks of constant size. */
+#define STATE_BLOCKS(N, f)                                                  \
+  do {                                                                      \
+    int64_t n0_ = 0;                                                        \
+    for (; n0_ + NB <= (N); n0_ += NB) f(NB, n0_);                          \
+    switch ((N) - n0_) {                                                    \
+      case 3: f(3, n0_); break;                                             \
+      case 2: f(2, n0_); break;                                             \
+      case 1: f(1, n0_); break;                                             \
+    }                                                                       \
+  } while (0)
+
+static void forward_chunk(const Scan *p, int64_t b, const Chunk *k, int64_t e0, const vec *A, vec *h, real *out) {
+  const ScanShape *s = p->s;
+  const int64_t m = s->E - e0, row = b * s->L + k->t0;
+  const real *pb = p->b + row * s->ldb, *pc = p->c + row * s->ldc;
+  Inputs in;
+  vec y[T];
+  load_inputs(p, b, k, e0, false, &in);
+  const vec D = p->D ? vec_load_n(p->D + e0, m) : vec_set(0);
+  for (int64_t i = 0; i < k->n; i++) y[i] = D * in.u[i];
+#define BLOCK(nb, n0) forward_block(nb, k, &in, A + (n0), pb + (n0), s->ldb, pc + (n0), s->ldc, h + (n0), y)
+  STATE_BLOCKS(s->N, BLOCK);
+#undef BLOCK
+  for (int64_t i = 0; i < k->n; i++) {
+    vec v = y[i];
+    if (p->z) v *= vec_silu(vec_load_n(p->z + (row + i) * s->ldz + e0, m));
+    vec_store_n(out + (row + i) * s->E + e0, v, m);
+  }
+}
+
+void K(scan_forward)(CabStream *stream, const ScanShape *s, const real *u, const real *dt, const real *A,
+                     const real *b, const real *c, const real *D, const real *z, const real *bias, real *y, real *h) {
+  (void)stream;
+  const Scan p = {s, u, dt, A, b, c, D, z, bias};
+  const int64_t count = chunks(s), all = tiles(s), groups = (all + GROUP - 1) / GROUP, N = s->N;
+#pragma omp parallel for collapse(2) schedule(dynamic)
+  for (int64_t ib = 0; ib < s->B; ib++)
+    for (int64_t group = 0; group < groups; group++) {
+      const int64_t first = group * GROUP, n = all - first < GROUP ? all - first : GROUP;
+      vec rates[n * N + 1], states[n * N + 1]; /* + 1: N may be 0 */
+      memset(states, 0, sizeof states);
+      for (int64_t i = 0; i < n; i++) load_A(&p, (first + i) * LANES, rates + i * N);
+      for (int64_t k = 0; k < count; k++) {
+        const Chunk chunk = chunk_at(s, k);
+        for (int64_t i = 0; i < n; i++) {
+          const int64_t e0 = (first + i) * LANES;
+          if (h)
+            for (int64_t j = 0; j < N; j++)
+              vec_store_n(h + ((ib * count + k) * N + j) * s->E + e0, states[i * N + j], s->E - e0);
+          forward_chunk(&p, ib, &chunk, e0, rates + i * N, states + i * N, y);
+        }
+      }
+    }
+}
+
+/* Scratch of one (batch element, tile): 3N + 2 registers in `partial`. */
+typedef struct {
+  real *A, *carry, *gA, *gD, *gbias;
+} Tile;
+
+static Tile tile_at(const ScanShape *s, real *partial, int64_t b, int64_t tile) {
+  const int64_t N = s->N * LANES;
+  real *at = partial + (b * tiles(s) + tile) * (3 * N + 2 * LANES);
+  return (Tile){at, at + N, at + 2 * N, at + 3 * N, at + 3 * N + LANES};
+}
+
+typedef struct {
+  vec g[T];            /* gradient of sum C h + D u */
+  vec gd[T], gdu[T];   /* sum_n q A log2 e, sum_n gh B */
+  vec y[T];            /* sum C h, when gz is wanted */
+} Adjoint;
+
+/* nb states of one tile: replay the chunk from h0, then its adjoint. gb, gc: the chunk's lane sums, rows of N. */
+SIMD void backward_block(const int nb, const bool replay_y, const Chunk *k, const Inputs *in, Adjoint *adj,
+                         const Tile *tile, int64_t n0, const real *h0, int64_t E, int64_t m, const real *b,
+                         int64_t ldb, const real *c, int64_t ldc, int64_t N, vec *gb, vec *gc) {
+  vec decay[T][NB], h[T + 1][NB]; /* by order in the scan, not by slot */
+  vec state[NB], rate[NB];
+#pragma GCC unroll 4
+  for (int n = 0; n < nb; n++) {
+    rate[n] = vec_load(tile->A + (n0 + n) * LANES);
+    h[0][n] = state[n] = vec_load_n(h0 + n * E, m);
+  }
+  for (int64_t j = 0, i = k->first; j < k->n; j++, i += k->step) {
+    const vec d = in->d[i], du = in->du[i];
+    vec y = vec_set(0);
+#pragma GCC unroll 4
+    for (int n = 0; n < nb; n++) {
+      decay[j][n] = vec_exp2(d * rate[n]);
+      h[j + 1][n] = state[n] = decay[j][n] * state[n] + du * b[i * ldb + n];
+      if (replay_y) y += state[n] * c[i * ldc + n];
+    }
+    if (replay_y) adj->y[i] += y;
+  }
+  vec carry[NB], gA[NB];
+#pragma GCC unroll 4
+  for (int n = 0; n < nb; n++) {
+    carry[n] = vec_load(tile->carry + (n0 + n) * LANES);
+    gA[n] = vec_load(tile->gA + (n0 + n) * LANES);
+  }
+  for (int64_t j = k->n - 1, i = k->first + j * k->step; j >= 0; j--, i -= k->step) {
+    const vec d = in->d[i], du = in->du[i], g = adj->g[i];
+    vec gd = adj->gd[i], gdu = adj->gdu[i];
+#pragma GCC unroll 4
+    for (int n = 0; n < nb; n++) {
+      const vec gh = carry[n] + g * c[i * ldc + n];
+      gc[i * N + n] += g * h[j + 1][n];
+      gb[i * N + n] += gh * du;
+      gdu += gh * b[i * ldb + n];
+      carry[n] = gh * decay[j][n];
+      const vec q = carry[n] * h[j][n];
+      gd += q * rate[n];
+      gA[n] += q * d;
+    }
+    adj->gd[i] = gd;
+    adj->gdu[i] = gdu;
+  }
+#pragma GCC unroll 4
+  for (int n = 0; n < nb; n++) {
+    vec_store(tile->carry + (n0 + n) * LANES, carry[n]);
+    vec_store(tile->gA + (n0 + n) * LANES, gA[n]);
+  }
+}
+
+typedef struct {
+  real *gu, *gdt, *gz;
+} Grads;
+
+static void backward_chunk(const Scan *p, int64_t b, const Chunk *k, int64_t e0, const Tile *tile, const real *h0,
+                           const real *gy, const Grads *to, vec *gb, vec *gc) {
+  const ScanShape *s = p->s;
+  const int64_t m = s->E - e0, row = b * s->L + k->t0, N = s->N;
+  const real *pb = p->b + row * s->ldb, *pc = p->c + row * s->ldc;
+  const bool replay_y = p->z && to->gz;
+  Inputs in;
+  Adjoint adj;
+  vec slope_z[T]; /* gy silu'(z) */
+  load_inputs(p, b, k, e0, true, &in);
+  for (int64_t i = 0; i < k->n; i++) {
+    vec g = vec_load_n(gy + (row + i) * s->E + e0, m);
+    if (p->z) {
+      vec z = vec_load_n(p->z + (row + i) * s->ldz + e0, m), sigmoid = vec_sigmoid(z);
+      slope_z[i] = g * vec_silu_slope(z, sigmoid);
+      g *= z * sigmoid;
+    }
+    adj.g[i] = g;
+    adj.gd[i] = adj.gdu[i] = adj.y[i] = vec_set(0);
+  }
+#define BLOCK(nb, n0)                                                                                              \
+  do {                                                                                                             \
+    if (replay_y)                                                                                                  \
+      backward_block(nb, true, k, &in, &adj, tile, n0, h0 + (n0)*s->E, s->E, m, pb + (n0), s->ldb, pc + (n0),      \
+                     s->ldc, N, gb + (n0), gc + (n0));                                                             \
+    else                                                                                                           \
+      backward_block(nb, false, k, &in, &adj, tile, n0, h0 + (n0)*s->E, s->E, m, pb + (n0), s->ldb, pc + (n0),     \
+                     s->ldc, N, gb + (n0), gc + (n0));                                                             \
+  } while (0)
+  STATE_BLOCKS(N, BLOCK);
+#undef BLOCK
+  const vec D = p->D ? vec_load_n(p->D + e0, m) : vec_set(0);
+  vec gD = vec_load(tile->gD), gbias = vec_load(tile->gbias);
+  for (int64_t i = 0; i < k->n; i++) {
+    const int64_t at = (row + i) * s->E + e0;
+    vec gdt = adj.gd[i] * VEC_LN2 + adj.gdu[i] * in.u[i]; /* the rates carry log2 e */
+    if (s->softplus) gdt *= in.sigmoid[i];
+    gbias += gdt;
+    gD += adj.g[i] * in.u[i];
+    if (to->gdt) vec_store_n(to->gdt + at, gdt, m);
+    if (to->gu) vec_store_n(to->gu + at, adj.gdu[i] * in.d[i] + D * adj.g[i], m);
+    if (to->gz) vec_store_n(to->gz + at, p->z ? slope_z[i] * (adj.y[i] + D * in.u[i]) : vec_set(0), m);
+  }
+  vec_store(tile->gD, gD);
+  vec_store(tile->gbias, gbias);
+}
+
+/* to[i] = sum of the lanes of v[i]; v is readable up to a multiple of LANES. */
+static void sum_lanes(int64_t n, const vec *v, real *to) {
+  for (int64_t i = 0; i < n; i += LANES) vec_store_n(to + i, vec_sum_each(v + i), n - i);
+}
+
+/* gA, gD, gbias of one tile: sums over the batch in index order. */
+static void reduce_tile(const ScanShape *s, real *partial, int64_t tile, real *gA, real *gD, real *gbias) {
+  const int64_t N = s->N, e0 = tile * LANES, m = s->E - e0 < LANES ? s->E - e0 : LANES;
+  vec sums[N + 2];
+  memset(sums, 0, sizeof sums);
+  for (int64_t b = 0; b < s->B; b++) {
+    const real *from = tile_at(s, partial, b, tile).gA;
+    for (int64_t j = 0; j < N + 2; j++) sums[j] += vec_load(from + j * LANES);
+  }
+  if (gA)
+    for (int64_t l = 0; l < m; l++)
+      for (int64_t n = 0; n < N; n++) gA[(e0 + l) * N + n] = sums[n][l];
+  if (gD) vec_store_n(gD + e0, sums[N], m);
+  if (gbias) vec_store_n(gbias + e0, sums[N + 1], m);
+}
+
+void K(scan_backward)(CabStream *stream, const ScanShape *s, const real *u, const real *dt, const real *A,
+                      const real *b, const real *c, const real *D, const real *z, const real *bias, const real *h,
+                      const real *gy, real *gu, real *gdt, real *gA, real *gb, real *gc, real *gD, real *gz,
+                      real *gbias, real *partial) {
+  (void)stream;
+  const Scan p = {s, u, dt, A, b, c, D, z, bias};
+  const Grads to = {gu, gdt, gz};
+  const int64_t count = chunks(s), all = tiles(s), N = s->N;
+#pragma omp parallel
+  {
+#pragma omp for schedule(dynamic)
+    for (int64_t ib = 0; ib < s->B; ib++) {
+      vec sums[2 * T * N + LANES]; /* gB of a chunk, then gC */
+      for (int64_t i = 0; i < all; i++) {
+        const Tile tile = tile_at(s, partial, ib, i);
+        memset(tile.A, 0, (size_t)(3 * N + 2) * sizeof(vec));
+        vec rates[N + 1];
+        load_A(&p, i * LANES, rates);
+        memcpy(tile.A, rates, (size_t)N * sizeof(vec));
+      }
+      for (int64_t k = count - 1; k >= 0; k--) {
+        const Chunk chunk = chunk_at(s, k);
+        const real *h0 = h + (ib * count + k) * N * s->E;
+        memset(sums, 0, sizeof sums);
+        for (int64_t i = 0; i < all; i++) {
+          const Tile tile = tile_at(s, partial, ib, i);
+          backward_chunk(&p, ib, &chunk, i * LANES, &tile, h0 + i * LANES, gy, &to, sums, sums + T * N);
+        }
+        const int64_t at = (ib * s->L + chunk.t0) * N;
+        if (gb) sum_lanes(chunk.n * N, sums, gb + at);
+        if (gc) sum_lanes(chunk.n * N, sums + T * N, gc + at);
+      }
+    }
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < all; i++) reduce_tile(s, partial, i, gA, gD, gbias);
+  }
+}
+
+void K(scan_matrix)(CabStream *stream, const ScanShape *s, const real *dt, const real *A, const real *b,
+                    const real *c, const real *bias, real *m) {
+  (void)stream;
+  const Scan p = {s, dt, dt, A, b, c, NULL, NULL, bias};
+  const int64_t N = s->N, L = s->L, E = s->E, step = s->reverse ? -1 : 1;
+  memset(m, 0, (size_t)(s->B * L * L) * sizeof(real));
+#pragma omp parallel for collapse(2) schedule(dynamic)
+  for (int64_t ib = 0; ib < s->B; ib++)
+    for (int64_t from = 0; from < L; from++) { /* d_s B_s at s = from, carried on; column `from` of m */
+      vec rates[N + 1], state[N + 1];
+      for (int64_t e0 = 0; e0 < E; e0 += LANES) {
+        load_A(&p, e0, rates);
+        const vec shift = bias ? vec_load_n(bias + e0, E - e0) : vec_set(0);
+        for (int64_t t = from; t >= 0 && t < L; t += step) {
+          const int64_t row = ib * L + t;
+          vec d = vec_load_n(dt + row * E + e0, E - e0) + shift, sum = vec_set(0);
+          if (s->softplus) d = vec_softplus(d);
+          for (int64_t n = 0; n < N; n++) {
+            state[n] = t == from ? d * b[row * s->ldb + n] : state[n] * vec_exp2(d * rates[n]);
+            sum += state[n] * c[row * s->ldc + n];
+          }
+          real total = 0;
+          for (int64_t l = 0; l < LANES && l < E - e0; l++) total += sum[l]; /* lanes beyond E hold softplus(0) */
+          m[row * L + from] += total / (real)E;
+        }
+      }
+    }
+}
