@@ -59,7 +59,10 @@ static int64_t count_rows(int64_t rows, const int32_t *labels, const real *targe
 static double soft_cost(int64_t n, const real *x, const real *target, Softmax s) {
   double sum = 0;
 #pragma omp simd reduction(+ : sum)
-  for (int64_t c = 0; c < n; c++) sum += target[c] == 0 ? 0 : (double)target[c] * log_p(s, x[c]);
+  for (int64_t c = 0; c < n; c++) {
+    double cost = log_p(s, x[c]);
+    sum += (double)target[c] * (target[c] == 0 ? 0 : cost);
+  }
   return -sum;
 }
 
@@ -131,8 +134,10 @@ static double kl_row(int64_t n, const real *teacher, Softmax t, const real *stud
     int64_t part = PART(from, n);
     exp_part(part, teacher + from, t.max, t.scale, t.log_sum, p);
 #pragma omp simd reduction(+ : sum)
-    for (int64_t c = 0; c < part; c++)
-      sum += p[c] == 0 ? 0 : (double)p[c] * (log_p(t, teacher[from + c]) - log_p(s, student[from + c]));
+    for (int64_t c = 0; c < part; c++) {
+      double ratio = log_p(t, teacher[from + c]) - log_p(s, student[from + c]);
+      sum += (double)p[c] * (p[c] == 0 ? 0 : ratio);
+    }
   }
   return sum;
 }
@@ -172,8 +177,10 @@ void K(kl_backward)(CabStream *stream, int64_t rows, int64_t n, double temperatu
       }
       if (gteacher) {
         real *restrict g = gteacher + r * n + from;
-        for (int64_t c = 0; c < part; c++)
-          g[c] = p[c] == 0 ? 0 : factor * p[c] * (real)(log_p(t, a[from + c]) - log_p(s, b[from + c]) - kl);
+        for (int64_t c = 0; c < part; c++) {
+          double excess = log_p(t, a[from + c]) - log_p(s, b[from + c]) - kl;
+          g[c] = factor * p[c] * (p[c] == 0 ? 0 : (real)excess);
+        }
       }
     }
   }

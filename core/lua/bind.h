@@ -56,6 +56,10 @@ CabTensor *bind_test_tensor(lua_State *L, int idx);     /* NULL if not a tensor;
 /* A list {t1, t2, ...} as an array that lives in a userdata pushed on the stack; holes are errors. */
 CabTensor **bind_check_tensors(lua_State *L, int idx, int *count);
 void bind_charge(lua_State *L, const CabTensor *t);     /* bytes born outside scopes drive the collector */
+typedef struct { double min, max, mean, std; int64_t bad; } BindRange; /* of the finite values; bad: number of others */
+BindRange bind_range(lua_State *L, CabTensor *t);
+CabTensor *bind_apply(const char *op, CabTensor *a, CabTensor *b, double first, double second); /* one output; options in order */
+void bind_fill_value(lua_State *L, CabTensor *t, double value); /* in place; refuses what does not fit the dtype */
 
 /* ---- arguments and option tables (args.c): wrong type or missing = error with the argument's number or key ----- */
 
@@ -100,6 +104,7 @@ void bind_tensor_methods(lua_State *L);  /* table at the top: the methods of ten
 void bind_tensor_views(lua_State *L);    /* the same */
 void bind_tensor_print(lua_State *L);    /* table at the top: the metatable */
 void bind_tensor_operators(lua_State *L);/* the same */
+void bind_concat(lua_State *L);
 void bind_op(lua_State *L);
 void bind_custom(lua_State *L);
 void bind_scope(lua_State *L);

@@ -5,6 +5,8 @@
 #include "op.h"
 #include "random.h"
 
+#include <string.h>
+
 /* ---- nested tables --------------------------------------------------------------------------- */
 
 static int64_t elements(int rank, const int64_t *shape) {
@@ -121,7 +123,7 @@ static CabTensor *allocate(lua_State *L, int next, CabDtype initial, bool zeros)
 }
 
 /* t := value, by broadcasting one element. */
-static void fill_value(lua_State *L, CabTensor *t, double value) {
+void bind_fill_value(lua_State *L, CabTensor *t, double value) {
   Filler f = {.dtype = t->dtype};
   lua_pushnumber(L, value);
   value = checked(L, &f);
@@ -136,10 +138,10 @@ static void fill_value(lua_State *L, CabTensor *t, double value) {
 
 static int make_zeros(lua_State *L) { return allocate(L, 2, CAB_F32, true), 1; }
 static int make_empty(lua_State *L) { return allocate(L, 2, CAB_F32, false), 1; }
-static int make_ones(lua_State *L) { return fill_value(L, allocate(L, 2, CAB_F32, false), 1), 1; }
+static int make_ones(lua_State *L) { return bind_fill_value(L, allocate(L, 2, CAB_F32, false), 1), 1; }
 static int make_full(lua_State *L) {
   double value = bind_check_number(L, 2);
-  return fill_value(L, allocate(L, 3, CAB_F32, false), value), 1;
+  return bind_fill_value(L, allocate(L, 3, CAB_F32, false), value), 1;
 }
 
 /* core.arange(n [, dtype="i32"]): 0, 1, ... n-1. */

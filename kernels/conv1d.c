@@ -1,0 +1,109 @@
+/* conv1d.c - a work unit is one batch element (backward: a block of them) and GROUP channels, token by token: reads
+ * run along rows of x, and the W tokens of a window stay in L1. "Step i" is the i-th token in scan order, token
+ * t = i or L-1-i, so the reverse direction is the same code. With W the width and pre = bias + conv:
+ *   pre_i = bias + sum_j w_j x_{i-(W-1)+j};  gp = gy act'(pre);  gx_i = sum_j w_j gp_{i+(W-1)-j};
+ *   gw_j = sum_i gp_i x_{i-(W-1)+j} */
+#include "conv1d.h"
+
+#include "simd.h"
+
+enum { WMAX = 8, TILES = 4, GROUP = TILES * LANES, PARALLEL = 16384 };
+
+typedef struct {
+  int64_t L, E, W, ld;
+  bool silu, reverse;
+  int64_t e0, n; /* first channel, channels (<= GROUP) */
+  vec w[WMAX][TILES], bias[TILES];
+} Conv;
+
+static void load_weights(Conv *c, const real *weight, const real *bias) {
+  memset(c->w, 0, sizeof c->w);
+  for (int64_t e = 0; e < c->n; e++)
+    for (int64_t j = 0; j < c->W; j++) c->w[j][e / LANES][e % LANES] = weight[(c->e0 + e) * c->W + j];
+  for (int64_t k = 0; k < TILES; k++)
+    c->bias[k] = bias && k * LANES < c->n ? vec_load_n(bias + c->e0 + k * LANES, c->n - k * LANES) : vec_set(0);
+}
+SIMD int64_t token(const Conv *c, int64_t step) { return c->reverse ? c->L - 1 - step : step; }
+
+/* Tile k of pre at a step; x is at channel e0 of the batch element's first row. */
+SIMD vec window(const Conv *c, const real *x, int64_t step, int64_t k) {
+  const int64_t first = step < c->W - 1 ? c->W - 1 - step : 0; /* taps before the first token read zeros */
+  vec sum = c->bias[k];
+  for (int64_t j = first; j < c->W; j++)
+    sum += c->w[j][k] * vec_load_n(x + token(c, step - (c->W - 1) + j) * c->ld + k * LANES, c->n - k * LANES);
+  return sum;
+}
+
+void K(conv1d_forward)(CabStream *stream, int64_t B, int64_t L, int64_t E, int64_t W, bool silu, bool reverse,
+                       const real *x, int64_t ld, const real *weight, const real *bias, real *y) {
+  (void)stream;
+#pragma omp parallel for collapse(2) schedule(static) if (B * L * E > PARALLEL)
+  for (int64_t b = 0; b < B; b++)
+    for (int64_t e0 = 0; e0 < E; e0 += GROUP) {
+      Conv c = {.L = L, .E = E, .W = W, .ld = ld, .silu = silu, .reverse = reverse, .e0 = e0};
+      c.n = E - e0 < GROUP ? E - e0 : GROUP;
+      load_weights(&c, weight, bias);
+      for (int64_t i = 0; i < L; i++)
+        for (int64_t k = 0; k * LANES < c.n; k++) {
+          vec v = window(&c, x + b * L * ld + e0, i, k);
+          if (silu) v = vec_silu(v);
+          vec_store_n(y + (b * L + token(&c, i)) * E + e0 + k * LANES, v, c.n - k * LANES);
+        }
+    }
+}
+
+/* One batch element; gw[W] is the bias gradient. gp of the last WMAX steps sits in a ring. */
+static void backward_rows(const Conv *c, const real *x, const real *gy, real *gx, int64_t gld,
+                          vec gw[WMAX + 1][TILES]) {
+  vec ring[WMAX][TILES];
+  for (int64_t i = 0; i < c->L + c->W - 1; i++)
+    for (int64_t k = 0; k * LANES < c->n; k++) {
+      const int64_t m = c->n - k * LANES, at = k * LANES;
+      vec g = vec_set(0);
+      if (i < c->L) {
+        g = vec_load_n(gy + token(c, i) * c->E + at, m);
+        if (c->silu) {
+          const vec pre = window(c, x, i, k);
+          g *= vec_silu_slope(pre, vec_sigmoid(pre));
+        }
+        for (int64_t j = i < c->W - 1 ? c->W - 1 - i : 0; j < c->W; j++)
+          gw[j][k] += g * vec_load_n(x + token(c, i - (c->W - 1) + j) * c->ld + at, m);
+        gw[c->W][k] += g;
+      }
+      ring[i % WMAX][k] = g;
+      const int64_t done = i - (c->W - 1); /* the step whose last gp has just arrived */
+      if (!gx || done < 0) continue;
+      vec sum = vec_set(0);
+      for (int64_t j = 0; j < c->W; j++) sum += c->w[j][k] * ring[(i - j) % WMAX][k];
+      vec_store_n(gx + token(c, done) * gld + at, sum, m);
+    }
+}
+
+void K(conv1d_backward)(CabStream *stream, int64_t B, int64_t L, int64_t E, int64_t W, bool silu, bool reverse,
+                        const real *x, int64_t ld, const real *weight, const real *bias, const real *gy, real *gx,
+                        int64_t gld, real *gweight, real *gbias, real *partial) {
+  (void)stream;
+#pragma omp parallel if (B * L * E > PARALLEL)
+  {
+#pragma omp for collapse(2) schedule(static)
+    for (int64_t block = 0; block < CONV1D_BLOCKS; block++)
+      for (int64_t e0 = 0; e0 < E; e0 += GROUP) {
+        Conv c = {.L = L, .E = E, .W = W, .ld = ld, .silu = silu, .reverse = reverse, .e0 = e0};
+        c.n = E - e0 < GROUP ? E - e0 : GROUP;
+        load_weights(&c, weight, bias);
+        vec gw[WMAX + 1][TILES] = {0};
+        for (int64_t b = block * B / CONV1D_BLOCKS; b < (block + 1) * B / CONV1D_BLOCKS; b++)
+          backward_rows(&c, x + b * L * ld + e0, gy + b * L * E + e0, gx ? gx + b * L * gld + e0 : NULL, gld, gw);
+        for (int64_t j = 0; j <= W; j++)
+          memcpy(partial + (block * (W + 1) + j) * E + e0, gw[j], (size_t)c.n * sizeof(real));
+      }
+#pragma omp for schedule(static)
+    for (int64_t e = 0; e < E; e++)
+      for (int64_t j = 0; j <= W; j++) {
+        real sum = 0;
+        for (int64_t block = 0; block < CONV1D_BLOCKS; block++) sum += partial[(block * (W + 1) + j) * E + e];
+        if (j < W && gweight) gweight[e * W + j] = sum;
+        if (j == W && gbias) gbias[e] = sum;
+      }
+  }
+}
