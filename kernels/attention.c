@@ -41,31 +41,37 @@ static int64_t seen(const Block *b, int64_t i) {
 /* n rounded up to whole vectors; KB is a multiple of LANES. */
 static int64_t padded(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
 
-/* s [m,KB] = scale Q K^T. What a row does not see, and its padding, becomes -inf: its exponential is 0. */
+/* Fill the last vector of a row of n with a copy of its first element: it changes no maximum, and costs no underflow
+ * (slow on some CPUs) in the exponential. */
+static void pad(int64_t n, real *s) {
+  for (int64_t j = n; j < padded(n); j++) s[j] = s[0];
+}
+
+/* s [m,KB] = scale Q K^T; each row padded after what it sees. */
 static void scores(const Block *b, const real *q, const real *k, real *s) {
   if (b->P)
     mm(false, true, b->m, b->n, b->P, b->scale, q + b->i0 * b->ld, b->ld, k + b->j0 * b->ld, b->ld, 0, s, KB);
   else
     memset(s, 0, (size_t)(b->m * KB) * sizeof(real));
-  for (int64_t i = 0; i < b->m; i++)
-    for (int64_t j = seen(b, i); j < padded(b->n); j++) s[i * KB + j] = -INFINITY;
+  for (int64_t i = 0; i < b->m; i++) pad(seen(b, i), s + i * KB);
 }
 
-/* Over whole vectors; a NaN is passed over, and met again in the exponential. */
+/* Of a padded row; a NaN is passed over, and met again in the exponential. */
 static real row_max(int64_t n, const real *s, real before) {
   vec max = vec_set(before);
   for (int64_t j = 0; j < n; j += LANES) max = vec_max(vec_load(s + j), max);
   return vec_max_of(max);
 }
 
-/* s = exp(s - shift) over whole vectors; returns the sum. */
-static real row_exp(int64_t n, real *s, real shift) {
+/* s = exp(s - shift) for n elements of a padded row, 0 for the rest up to `stop`; returns the sum. */
+static real row_exp(int64_t n, int64_t stop, real *s, real shift) {
   vec sum = vec_set(0);
   for (int64_t j = 0; j < n; j += LANES) {
     vec e = vec_exp(vec_load(s + j) - shift);
     vec_store(s + j, e);
-    sum += e;
+    sum += vec_load_n(s + j, n - j);
   }
+  for (int64_t j = n; j < stop; j++) s[j] = 0;
   return vec_sum(sum);
 }
 
@@ -85,10 +91,11 @@ static void forward_block(int64_t L, Block b, const real *q, const real *k, cons
     b.n = least(KB, keys - b.j0);
     scores(&b, q, k, s);
     for (int64_t i = 0; i < b.m; i++) {
+      const int64_t n = seen(&b, i);
       real *row = s + i * KB, before = max[i];
-      if (map) memcpy(map + i * L + b.j0, row, (size_t)b.n * sizeof(real));
-      max[i] = row_max(padded(b.n), row, before);
-      real fresh = row_exp(padded(b.n), row, max[i]);
+      if (map) memcpy(map + i * L + b.j0, row, (size_t)n * sizeof(real));
+      max[i] = row_max(n, row, before);
+      real fresh = row_exp(n, b.n, row, max[i]);
       real kept = b.j0 == 0 ? 0 : (real)exp((double)(before - max[i]));
       sum[i] = sum[i] * kept + fresh;
       if (b.j0 > 0 && kept != 1)
@@ -101,15 +108,16 @@ static void forward_block(int64_t L, Block b, const real *q, const real *k, cons
     lse[i] = max[i] + (real)log((double)sum[i]);
     for (int64_t p = 0; p < b.P; p++) out[i * out_ld + p] *= share;
     if (!map) continue;
-    real *row = map + i * L; /* scores so far, in blocks that were not skipped as wholly masked */
-    for (int64_t j = 0; j < L; j += KB) {
-      int64_t n = j < keys ? least(KB, keys - j) : 0, width = least(KB, L - j);
+    real *row = map + i * L; /* scores so far */
+    const int64_t known = b.causal ? b.i0 + i + 1 : L;
+    for (int64_t j = 0; j < known; j += KB) {
+      int64_t n = least(KB, known - j);
       memcpy(s, row + j, (size_t)n * sizeof(real));
-      for (int64_t at = n; at < padded(n); at++) s[at] = -INFINITY;
-      row_exp(padded(n), s, max[i]);
+      pad(n, s);
+      row_exp(n, n, s, max[i]);
       for (int64_t at = 0; at < n; at++) row[j + at] = s[at] * share;
-      for (int64_t at = n; at < width; at++) row[j + at] = 0;
     }
+    for (int64_t j = known; j < L; j++) row[j] = 0;
   }
 }
 
@@ -137,10 +145,10 @@ static void clear(real *g, int64_t L, int64_t P, int64_t ld) {
   for (int64_t l = 0; g && l < L; l++) memset(g + l * ld, 0, (size_t)P * sizeof(real));
 }
 
-/* p = exp(scale Q K^T - lse), 0 where masked and in the padding. */
+/* p = exp(scale Q K^T - lse), 0 where masked. */
 static void probabilities(const Block *b, const real *q, const real *k, const real *lse, real *p) {
   scores(b, q, k, p);
-  for (int64_t i = 0; i < b->m; i++) row_exp(padded(b->n), p + i * KB, lse[b->i0 + i]);
+  for (int64_t i = 0; i < b->m; i++) row_exp(seen(b, i), b->n, p + i * KB, lse[b->i0 + i]);
 }
 
 /* Queries i0 .. i0+m of one head. With dA = gout V^T + gmap and D_i = sum_j A_ij dA_ij = gout_i.out_i + (A gmap)_ii:

@@ -1,4 +1,4 @@
-/* softmax.h - y = softmax(scale x) over the middle of x[outer,n,inner] (inner = 1: the last dim). */
+/* softmax.h - y = softmax(x) over the middle of x[outer,n,inner] (inner = 1: the last dim). */
 #ifndef CAB_KERNELS_SOFTMAX_H
 #define CAB_KERNELS_SOFTMAX_H
 #include "kernel.h"

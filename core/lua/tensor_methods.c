@@ -127,50 +127,50 @@ static int method_to(lua_State *L) {
 
 /* ---- in place: versions tell backward about it ------------------------------------------------- */
 
-/* After writing all of t it is a constant; a written part of another op's output would leave that op's history wrong. */
-static void begin_write(lua_State *L, CabTensor *t, CabTensor *source, bool replaces) {
+static void begin_write(lua_State *L, CabTensor *t, CabTensor *source) {
   static char where[48];
   if (source && has_history(source))
     bind_fail(L, CAB_E_LUA, "%s: the source has a gradient history, which a write in place would lose; use detach() or no_grad",
               bind_function(L));
-  bool view = t->node && (uint64_t)cab_tensor_count(t) * cab_dtype_size(t->dtype) != t->storage->bytes;
-  if (view && cab_grad_enabled())
+  bool part = t->node && (uint64_t)cab_tensor_count(t) * cab_dtype_size(t->dtype) != t->storage->bytes;
+  if (part && cab_grad_enabled())
     bind_fail(L, CAB_E_LUA, "%s: this view is part of a tensor with a gradient history; use no_grad", bind_function(L));
   cab_set_current_line(bind_where(L, where));
-  if (!replaces || !t->node || !cab_grad_enabled()) return;
+}
+
+/* replaced: all of t was written, so it is a constant from here on. */
+static int written(lua_State *L, CabTensor *t, bool replaced) {
+  cab_set_current_line("");
+  lua_settop(L, 1);
+  if (!replaced || !t->node || !cab_grad_enabled()) return 1;
   CabNode *node = t->node;
   t->node = NULL;
   t->output = 0;
   t->requires_grad = false;
   cab_node_release(node);
-}
-
-static int written(lua_State *L) {
-  cab_set_current_line("");
-  lua_settop(L, 1);
   return 1;
 }
 
 static int method_fill(lua_State *L) {
   CabTensor *t = bind_check_tensor(L, 1);
   double value = bind_check_number(L, 2);
-  begin_write(L, t, NULL, true);
+  begin_write(L, t, NULL);
   bind_fill_value(L, t, value);
-  return written(L);
+  return written(L, t, true);
 }
 
 static int method_copy(lua_State *L) {
   CabTensor *t = bind_check_tensor(L, 1), *source = bind_check_tensor(L, 2);
-  begin_write(L, t, source, true);
+  begin_write(L, t, source);
   BIND_TRY(L, cab_tensor_copy(t, source));
-  return written(L);
+  return written(L, t, true);
 }
 
 /* t:add_(x [, alpha=1]): t += alpha x; x is a tensor that broadcasts to t, or a number. */
 static int method_add(lua_State *L) {
   CabTensor *t = bind_check_tensor(L, 1), *x = lua_type(L, 2) == LUA_TNUMBER ? NULL : bind_check_tensor(L, 2);
   double alpha = lua_isnoneornil(L, 3) ? 1 : bind_check_number(L, 3);
-  begin_write(L, t, x, false);
+  begin_write(L, t, x);
   CabTensor **scaled = bind_new_tensor(L), **sum = bind_new_tensor(L), *term = x;
   bool old = cab_set_grad_enabled(false);
   CabStatus status = CAB_OK;
@@ -182,7 +182,7 @@ static int method_add(lua_State *L) {
   if (status) bind_raise(L, status);
   if (*scaled) cab_tensor_close(*scaled, "");
   cab_tensor_close(*sum, "");
-  return written(L);
+  return written(L, t, false);
 }
 
 void bind_tensor_methods(lua_State *L) {

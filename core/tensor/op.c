@@ -11,12 +11,9 @@
 int64_t cab_dim(const CabCall *c, char letter) { return c->dim[letter - 'A']; }
 void cab_call_set_dim(CabCall *c, char letter, int64_t size) { c->dim[letter - 'A'] = size; }
 
-static bool usable_rows(const CabTensor *t, int64_t *ld) {
-  return cab_tensor_rows(t, ld) && (!t->rank || *ld >= t->shape[t->rank - 1]); /* BLAS refuses 0 and negative strides */
-}
 int64_t cab_ld(const CabTensor *t) {
   int64_t ld = 0;
-  if (t) usable_rows(t, &ld);
+  if (t) cab_tensor_rows(t, &ld);
   return ld;
 }
 
@@ -182,7 +179,7 @@ static CabStatus take_inputs(CabCall *c, const CabSignature *sig, CabTensor **in
   for (int i = 0; i < sig->inputs; i++) {
     int64_t ld;
     if (!in[i]) continue;
-    bool as_is = sig->in[i].broadcast || (sig->in[i].rows && usable_rows(in[i], &ld));
+    bool as_is = sig->in[i].broadcast || (sig->in[i].rows && cab_tensor_rows(in[i], &ld));
     CAB_TRY(replace_input(c, i, as_is ? cab_tensor_retain(in[i]) : cab_tensor_contiguous_copy(in[i])));
   }
   return CAB_OK;

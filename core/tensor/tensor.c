@@ -65,7 +65,7 @@ static CabStatus checked_bytes(CabDtype dtype, int rank, const int64_t *shape, s
 }
 
 CabTensor *cab_tensor_new(CabDevice *device, CabDtype dtype, int rank, const int64_t *shape) {
-  size_t bytes;
+  size_t bytes = 0;
   int64_t stride[CAB_MAX_RANK];
   if (checked_bytes(dtype, rank, shape, &bytes)) return NULL;
   CabStorage *storage = storage_new(device, bytes);

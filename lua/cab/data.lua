@@ -1,0 +1,184 @@
+--- Data sets: constructors return plain specs, `build` opens the files. Pixels leave the loader as f32 [b, C, H, W],
+--- normalised as (x/255 - mean) / std. A per-class fraction is a list of indices, nested: 5 % is part of 10 %.
+local core = require "cab.core"
+local check = require "cab.check"
+local M = {}
+
+local shared = {
+  fraction  = { "number", default = 1, min = 0, max = 1 },  -- of the training images of each class
+  seed      = { "integer", default = 0, min = 0 },           -- of the fraction: the same images for every method
+  flip      = { "boolean", default = false },                -- mirrored left-right with probability 1/2
+  pad       = { "integer", default = 0, min = 0, max = 64 }, -- random crop after padding each side by so many pixels
+  size      = { "integer", min = 1, max = 1024 },            -- side in pixels; default: as in the files
+  erase     = { "number", default = 0, min = 0, max = 1 },   -- random erasing
+  jitter    = { "number", default = 0, min = 0, max = 1 },   -- brightness, contrast and saturation
+  randaug   = { "integer", default = 0, min = 0, max = 10 }, -- RandAugment magnitude, 0: off
+  mixup     = { "number", default = 0, min = 0 },            -- alpha
+  cutmix    = { "number", default = 0, min = 0 },            -- alpha
+  smoothing = { "number", default = 0, min = 0, max = 1 },   -- label smoothing
+  mean      = { "number|table" },                            -- one number or one a channel
+  std       = { "number|table" },
+  threads   = { "integer", default = 1, min = 0, max = 64 }, -- loader threads
+  on_bad    = { "string", default = "error", one_of = { "error", "skip" } },
+}
+
+local function schema(extra)
+  local s = {}
+  for k, v in pairs(shared) do s[k] = v end
+  for k, v in pairs(extra) do s[k] = v end
+  return s
+end
+
+-- Paths of the repository's data folder: beside the working directory or beside the installed program.
+local function find(path)
+  for _, root in ipairs { "", (core.home or "") .. "/" } do
+    local f = io.open(root .. path, "rb")
+    if f then f:close(); return root .. path end
+  end
+  return path
+end
+M.find = find
+
+local function idx_open(spec, images, labels)
+  return core.data.open { kind = "idx", images = find(spec.root .. "/" .. images), labels = find(spec.root .. "/" .. labels) }
+end
+
+--- Each kind: its option schema, defaults of the normalisation, and how one split is opened.
+M.kinds = {
+  fashion = {
+    options = schema { root = "data/fashion-mnist" },
+    mean = { 0.2860 }, std = { 0.3530 },
+    names = { "T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot" },
+    open = function(spec, split)
+      local part = split == "train" and "train" or "t10k"
+      return idx_open(spec, part .. "-images-idx3-ubyte.gz", part .. "-labels-idx1-ubyte.gz")
+    end,
+  },
+  idx = {
+    options = schema { root = "", train_images = { "string", required = true }, train_labels = { "string", required = true },
+      test_images = { "string", required = true }, test_labels = { "string", required = true } },
+    mean = { 0.5 }, std = { 0.5 },
+    open = function(spec, split)
+      local at = spec.root == "" and "" or spec.root .. "/"
+      return core.data.open { kind = "idx", images = at .. spec[split .. "_images"], labels = at .. spec[split .. "_labels"] }
+    end,
+  },
+  cifar = {
+    options = schema { root = { "string", required = true }, classes = { "integer", default = 10, min = 10, max = 100 } },
+    mean = { 0.4914, 0.4822, 0.4465 }, std = { 0.2470, 0.2435, 0.2616 },
+    open = function(spec, split)
+      local files = {}
+      if spec.classes == 100 then
+        files[1] = spec.root .. "/" .. split .. ".bin"
+      elseif split == "train" then
+        for i = 1, 5 do files[i] = ("%s/data_batch_%d.bin"):format(spec.root, i) end
+      else
+        files[1] = spec.root .. "/test_batch.bin"
+      end
+      return core.data.open { kind = "cifar", files = files, classes = spec.classes }
+    end,
+  },
+  folder = {
+    options = schema { root = { "string", required = true }, train = "train", test = "test",
+      crop = { "string", default = "none", one_of = { "none", "random", "centre" } } },
+    mean = { 0.485, 0.456, 0.406 }, std = { 0.229, 0.224, 0.225 },
+    open = function(spec, split)
+      return core.data.open { kind = "folder", path = spec.root .. "/" .. spec[split], on_bad = spec.on_bad }
+    end,
+  },
+}
+
+for kind, def in pairs(M.kinds) do
+  --- A spec of this kind; unknown options are faults with code 2.
+  M[kind] = function(options)
+    local spec = check.options(def.options, options, "data." .. kind)
+    spec.kind = kind
+    return spec
+  end
+end
+
+---@class Data
+---@field classes integer
+---@field channels integer
+---@field size integer side of an image in pixels
+---@field count table train and test images in use
+local Data = {}
+Data.__index = Data
+
+local function transform(self, split)
+  local spec, train = self.spec, split == "train"
+  return {
+    mean = self.mean, std = self.std, size = self.size,
+    flip = train and spec.flip or nil, pad = train and spec.pad > 0 and spec.pad or nil,
+    erase = train and spec.erase > 0 and spec.erase or nil, jitter = train and spec.jitter > 0 and spec.jitter or nil,
+    randaug = train and spec.randaug > 0 and spec.randaug or nil,
+  }
+end
+
+--- One pass over a split. Training batches all have `batch` images (the rest of an epoch is left out); test batches end short.
+---@param split string "train" or "test"
+---@param options table batch, seed, epoch (0-based), start (batches to leave out)
+---@return any loader with next() -> images f32[b,C,H,W], labels i32[b], or nil
+function Data:loader(split, options)
+  local train = split == "train"
+  return core.data.loader {
+    dataset = self.sets[split], indices = self.indices[split], batch = options.batch, seed = options.seed or 0,
+    epoch = options.epoch or 0, shuffle = train, start = options.start or 0, threads = self.spec.threads,
+    transform = transform(self, split),
+  }
+end
+
+--- Whole training batches of an epoch.
+---@param batch integer
+---@return integer
+function Data:batches(batch)
+  return self.count.train // batch
+end
+
+--- xxh64 of the files behind the data, for the run folder.
+---@return table name -> hex
+function Data:hashes()
+  local out = {}
+  for _, split in ipairs { "train", "test" } do
+    if self.sets[split].files then
+      for _, path in ipairs(self.sets[split]:files()) do out[path] = core.hash(path) end
+    end
+  end
+  return out
+end
+
+function Data:close()
+  for _, set in pairs(self.sets) do if set.close then set:close() end end
+end
+
+local function per_channel(value, channels, path)
+  if type(value) == "number" then value = { value } end
+  if #value == 1 then for c = 2, channels do value[c] = value[1] end end
+  if #value ~= channels then check.usage(("%s has %d values, the images have %d channels"):format(path, #value, channels)) end
+  return value
+end
+
+--- Opens the data of a spec.
+---@param spec table from a constructor above, after overrides
+---@return Data
+function M.build(spec)
+  local def = M.kinds[spec.kind]
+  if not def then check.usage("data: " .. check.unknown("kind", spec.kind, M.kinds)) end
+  local self = setmetatable({ spec = spec, names = def.names }, Data)
+  self.sets = { train = def.open(spec, "train"), test = def.open(spec, "test") }
+  self.classes, self.channels = self.sets.train:classes(), self.sets.train:channels()
+  self.size = spec.size or (self.sets.train.size and self.sets.train:size()) or 224
+  self.mean = per_channel(check.copy(spec.mean or def.mean), self.channels, "data.mean")
+  self.std = per_channel(check.copy(spec.std or def.std), self.channels, "data.std")
+  self.indices = {}
+  if spec.fraction < 1 then
+    self.indices.train = core.data.subset(self.sets.train:labels(), spec.fraction, spec.seed)
+  end
+  self.count = {
+    train = self.indices.train and self.indices.train:count() or self.sets.train:count(),
+    test = self.sets.test:count(),
+  }
+  return self
+end
+
+return M

@@ -1,0 +1,53 @@
+--- The public table. Parts are loaded when first used, so that parts may require "cab" themselves.
+---@class cab
+---@field op table<string, function> one function an op row
+local core = require "cab.core"
+
+local modules = {
+  nn = "cab.nn", data = "cab.data", recipe = "cab.recipe", strategy = "cab.strategy", schedule = "cab.schedule",
+  train = "cab.train", eval = "cab.eval", report = "cab.report", cli = "cab.cli", repl = "cab.repl",
+  taps = "cab.taps", pairs = "cab.pairs", options = "cab.options", gradcheck = "cab.gradcheck",
+  audit = "cab.audit",
+}
+
+local cab = {
+  op = core.ops, core = core, scope = core.scope, no_grad = core.no_grad, custom = core.custom,
+  load = core.load, save = core.save, inspect = core.inspect, memory = core.memory, doctor = core.doctor,
+}
+for _, name in ipairs { "tensor", "zeros", "ones", "full", "empty", "arange", "uniform", "normal", "trunc_normal", "concat" } do
+  cab[name] = core[name]
+end
+
+-- A table whose fields are files of lua/cab/FOLDER: cab.models.vim, cab.strategies.soft.
+local function folder(what, prefix, names)
+  return setmetatable({}, {
+    __index = function(t, name)
+      if type(name) ~= "string" then return nil end
+      local path = prefix .. name
+      if not package.loaded[path] and not package.searchpath(path, package.path) then
+        require "cab.options".unknown(what, name, names)
+      end
+      local value = require(path)
+      rawset(t, name, value)
+      return value
+    end,
+  })
+end
+cab.models = folder("model", "cab.models.", { "vit", "vim" })
+cab.strategies = folder("strategy", "cab.strategies.", { "vanilla", "soft", "attention_bridge" })
+
+return setmetatable(cab, {
+  __index = function(t, name)
+    local path = modules[name]
+    if not path then
+      local known = {}
+      for k in next, t do known[#known + 1] = k end
+      for k in next, modules do known[#known + 1] = k end
+      table.sort(known)
+      return require "cab.options".unknown("field of cab", name, known, 1)
+    end
+    local value = require(path)
+    rawset(t, name, value)
+    return value
+  end,
+})

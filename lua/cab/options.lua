@@ -1,0 +1,115 @@
+--- Options with defaults: an unknown name is an error that says the nearest one.
+local options = {}
+
+local Error = { __name = "cab.error" }
+function Error.__tostring(e) return e.message end
+
+-- "recipes/x.lua:12: ": the innermost line outside this library, "" if there is none.
+local function position()
+  for level = 3, 40 do
+    local info = debug.getinfo(level, "Sl")
+    if not info then return "" end
+    if info.currentline > 0 and not info.source:find("lua/cab/", 1, true) then
+      return ("%s:%d: "):format(info.short_src, info.currentline)
+    end
+  end
+  return ""
+end
+
+--- Raises an error object as the core does: `code` is the exit code (1 misuse, 2 recipe, 65 file, 76 numerics).
+---@param code integer
+---@param id string short name, may be ""
+---@param message string one line
+function options.fail(code, id, message)
+  error(setmetatable({ code = code, id = id, message = position() .. message }, Error), 0)
+end
+
+-- Levenshtein distance, two rows.
+local function distance(a, b)
+  local row = {}
+  for j = 0, #b do row[j] = j end
+  for i = 1, #a do
+    local diagonal = row[0]
+    row[0] = i
+    for j = 1, #b do
+      local above = row[j]
+      local change = a:byte(i) == b:byte(j) and 0 or 1
+      row[j] = math.min(above + 1, row[j - 1] + 1, diagonal + change)
+      diagonal = above
+    end
+  end
+  return row[#b]
+end
+
+--- The closest of `names`, nil if none is close (more than half of the letters differ).
+---@param name any
+---@param names string[]
+---@return string|nil
+function options.nearest(name, names)
+  if type(name) ~= "string" then return nil end
+  local best, least
+  for _, other in ipairs(names) do
+    local d = distance(name:lower(), other:lower())
+    if not least or d < least then best, least = other, d end
+  end
+  return best and least <= math.max(2, #name // 2) and best or nil
+end
+
+--- Sorted string keys of the tables given.
+---@return string[]
+function options.names(...)
+  local list = {}
+  for _, t in ipairs { ... } do
+    for k in pairs(t) do
+      if type(k) == "string" then list[#list + 1] = k end
+    end
+  end
+  table.sort(list)
+  return list
+end
+
+--- "unknown X 'nme'; did you mean 'name'? (known: ...)"
+---@param what string
+---@param name any
+---@param names string[]
+---@param code? integer default 2
+function options.unknown(what, name, names, code)
+  local near = options.nearest(name, names)
+  options.fail(code or 2, "unknown-name", ("unknown %s '%s'%s (known: %s)"):format(
+    what, tostring(name), near and ("; did you mean '%s'?"):format(near) or "", table.concat(names, ", ")))
+end
+
+--- A copy of `defaults` with the values of `given`. A name in neither `defaults` nor `optional` is an error.
+---@param given table|nil string keys; the array part is left alone
+---@param defaults table name -> value (its type is the option's type)
+---@param what string for the message: "option of vim"
+---@param optional? table<string, string> name -> type, for options without a default
+---@return table
+function options.check(given, defaults, what, optional)
+  local out = {}
+  for k, v in pairs(defaults) do out[k] = v end
+  for k, v in pairs(given or {}) do
+    if type(k) == "string" then
+      local wanted = defaults[k] ~= nil and type(defaults[k]) or optional and optional[k]
+      if not wanted then options.unknown(what, k, options.names(defaults, optional or {})) end
+      if wanted ~= "any" and type(v) ~= wanted then
+        options.fail(2, "option-type", ("%s '%s' is a %s, expected a %s"):format(what, k, type(v), wanted))
+      end
+      out[k] = v
+    end
+  end
+  return out
+end
+
+--- `value` if it is one of `choices`, else an error with the nearest one.
+---@param value string
+---@param choices string[]
+---@param what string
+function options.choice(value, choices, what)
+  for _, c in ipairs(choices) do
+    if c == value then return value end
+  end
+  return options.unknown(what, value, choices)
+end
+
+return options

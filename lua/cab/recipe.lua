@@ -1,0 +1,246 @@
+--- Recipes: a checked table of specs. Nothing is built here, so overrides such as `data.fraction=0.05` come before construction.
+local check = require "cab.check"
+local M = {}
+
+local numbers = "number"
+local schema = {
+  name      = { "string", default = "" },                       -- "": the file's name
+  data      = { "table", required = true },                     -- cab.data.*{...}
+  teacher   = { "table" },                                      -- cab.models.*{...}, frozen
+  student   = { "table", required = true },
+  pairs     = { "string|table", default = "proportional" },     -- which student layer learns from which teacher layer
+  stages    = { "table", required = true },
+  optim     = { "table", default = {} },
+  eval      = { "table", default = {} },
+  checkpoint = { "table", default = {} },
+  guard     = { "table", default = {} },
+  batch     = { "integer", default = 64, min = 1 },
+  seed      = { "integer", default = 0, min = 0 },
+  precision = { "string", default = "f32", one_of = { "f32", "tf32" } }, -- tf32 differs from f32 on GPUs only
+  threads   = { "integer", default = 0, min = 0, max = 256 },   -- 0: as many as cores
+  log       = { "integer", default = 10, min = 1 },             -- steps between lines of metrics.jsonl
+  export    = { "string", default = "" },                       -- where to copy the best weights at the end
+}
+local parts = {
+  optim = {
+    name         = { "string", default = "adamw", one_of = { "adamw" } },
+    lr           = { numbers, default = 5e-4, min = 0 },
+    low          = { numbers, default = 1e-5, min = 0 },        -- the cosine's end
+    start        = { numbers, default = 1e-6, min = 0 },        -- the warm-up's start
+    weight_decay = { numbers, default = 0.05, min = 0 },
+    beta1        = { numbers, default = 0.9, min = 0, max = 1 },
+    beta2        = { numbers, default = 0.999, min = 0, max = 1 },
+    eps          = { numbers, default = 1e-8, min = 0 },
+    schedule     = { "string", default = "cosine", one_of = { "constant", "cosine" } },
+    warmup       = { numbers, default = 0, min = 0 },           -- epochs, may be a fraction
+    cooldown     = { numbers, default = 0, min = 0 },           -- epochs at `low`
+    clip         = { numbers, default = 0, min = 0 },           -- largest global L2 norm of the gradient, 0: off
+    ema          = { numbers, default = 0, min = 0, max = 1 },  -- share of the average kept each step, 0: off
+  },
+  eval = {
+    every   = { numbers, default = 0, min = 0 },                -- epochs between evaluations, 0: only at the end
+    batch   = { "integer", default = 250, min = 1 },
+    metrics = { "table", default = { "top1", "top5", "loss", "align" } },
+    shares  = { "boolean", default = true },                    -- share of the gradient of each loss term
+  },
+  checkpoint = { every = { "integer", default = 500, min = 0 }, keep = { "integer", default = 2, min = 1 } },
+  guard = { nonfinite = { "string", default = "stop", one_of = { "stop", "skip" } }, skips = { "integer", default = 3, min = 1 } },
+}
+M.metrics = { "top1", "top5", "loss", "align" }
+local stage = {
+  name   = { "string" },
+  loss   = { "table", required = true },                        -- vanilla=, soft=, align={ "strategy", weight=, options }
+  epochs = { numbers, min = 0 },
+  steps  = { "integer", min = 1 },
+  lr     = { numbers, min = 0 },                                -- given: the stage has its own schedule
+}
+-- The two losses on logits; all else is a strategy's.
+M.terms = {
+  vanilla = { weight = { numbers, default = 1 }, smoothing = { numbers, default = 0, min = 0, max = 1 } },
+  soft    = { weight = { numbers, default = 1 }, temperature = { numbers, default = 1, min = 0.01 } },
+}
+
+local function model_schema(kind, path)
+  local models = require "cab.models"
+  local known = models.kinds or models
+  if not known[kind] then check.usage(path .. ": " .. check.unknown("kind", kind, known)) end
+  return type(known[kind]) == "table" and known[kind].options or nil
+end
+
+local function spec_schema(key, spec)
+  if key == "data" then return require "cab.data".kinds[spec.kind].options end
+  return model_schema(spec.kind, key)
+end
+
+local function term(name, given, path)
+  if type(given) == "number" then given = { weight = given } end
+  if type(given) == "string" then given = { given } end
+  if type(given) ~= "table" then check.usage(("%s is a %s, expected a weight or a table"):format(path, type(given))) end
+  if M.terms[name] then return check.options(M.terms[name], given, path) end
+  local out = check.copy(given)
+  out.strategy = out.strategy or out[1] or name
+  out[1] = nil
+  out.weight = check.value({ numbers }, out.weight == nil and 1 or out.weight, path .. ".weight")
+  local options = {}
+  for k, v in pairs(out) do if k ~= "strategy" and k ~= "weight" then options[k] = v end end
+  local filled = require "cab.strategy".options(out.strategy, options, path) -- faults on unknown names and options
+  for k, v in pairs(filled) do out[k] = v end
+  return out
+end
+
+local function stages(list)
+  local out = {}
+  if #list == 0 then check.usage("stages is empty, expected at least one { loss = {...}, epochs = n }") end
+  for key in pairs(list) do
+    if not (math.tointeger(key) and key >= 1 and key <= #list) then check.usage(("stages: unknown key '%s', expected a list"):format(key)) end
+  end
+  for i, given in ipairs(list) do
+    local path = "stages." .. i
+    local s = check.options(stage, check.value({ "table" }, given, path), path)
+    if (s.epochs == nil) == (s.steps == nil) then check.usage(path .. " needs either epochs or steps") end
+    local loss, count = {}, 0
+    for name, value in pairs(s.loss) do
+      if type(name) ~= "string" then check.usage(path .. ".loss: every term needs a name, as align = { \"attention_bridge\" }") end
+      loss[name] = term(name, value, path .. ".loss." .. name)
+      count = count + 1
+    end
+    if count == 0 then check.usage(path .. ".loss has no term") end
+    s.loss, out[i] = loss, s
+  end
+  return out
+end
+
+--- Checks a recipe's table and fills in the defaults. Pure: the result holds plain values only.
+---@param given table
+---@return table
+function M.resolve(given)
+  local r = check.options(schema, given, "recipe")
+  for key, rules in pairs(parts) do
+    local part = check.copy(r[key])
+    if key == "optim" and part[1] then part.name, part[1] = part[1], nil end
+    r[key] = check.options(rules, part, key)
+  end
+  for _, metric in ipairs(r.eval.metrics) do
+    local ok = false
+    for _, name in ipairs(M.metrics) do ok = ok or name == metric end
+    if not ok then check.usage("eval.metrics: " .. check.unknown("metric", metric, M.metrics)) end
+  end
+  for _, key in ipairs { "data", "teacher", "student" } do
+    local spec = r[key]
+    if spec then
+      if type(spec.kind) ~= "string" then
+        check.usage(("%s is a plain table, expected what cab.%s.NAME{...} returns"):format(key, key == "data" and "data" or "models"))
+      end
+      local kind, rules, plain = spec.kind, spec_schema(key, spec), check.copy(spec)
+      plain.kind = nil
+      if rules then plain = check.options(rules, plain, key) end
+      plain.kind = kind
+      r[key] = plain
+    end
+  end
+  r.stages = stages(r.stages)
+  for i, s in ipairs(r.stages) do
+    for name, t in pairs(s.loss) do
+      if name ~= "vanilla" and not r.teacher and (name == "soft" or t.strategy) then
+        check.usage(("stages.%d.loss.%s needs a teacher"):format(i, name))
+      end
+    end
+  end
+  return r
+end
+
+local Recipe = {}
+Recipe.__index = Recipe
+Recipe.__name = "cab.recipe"
+
+--- A recipe: the paper's method section as a table. Checked here, so a fault names the recipe's line.
+---@param given table see `help "recipe"`
+---@return table recipe with :override{...} and :run{...}
+function M.recipe(given)
+  if type(given) ~= "table" then check.usage("cab.recipe expects a table") end
+  local self = setmetatable({ given = given }, Recipe)
+  self.resolved = M.resolve(given)
+  return self
+end
+
+function M.is(value) return getmetatable(value) == Recipe end
+
+-- The value of "a=TEXT" for an expected type.
+local function parse(text, rule, path)
+  local kinds = rule and rule[1] or "any"
+  local allows = function(kind) return kinds:find(kind, 1, true) or kinds == "any" end
+  if (allows "boolean") and (text == "true" or text == "false") then return text == "true" end
+  if allows "number" or allows "integer" then
+    local n = tonumber(text)
+    if n then return n end
+  end
+  if allows "table" and text:find("^[%[{]") then
+    local ok, value = pcall(require "cab.core".json_decode, text)
+    if ok then return value end
+  end
+  if allows "string" then return text end
+  check.fail(2, ("%s: '%s' is no %s"):format(path, text, (kinds:gsub("|", " or "))))
+end
+
+-- What may be set inside `value` at `path`: rules by key, or nil where any present key may.
+local function rules_at(path, value)
+  local first, rest = path:match("^([^.]*)%.?(.*)$")
+  if path == "" then return schema end
+  if parts[first] and rest == "" then return parts[first] end
+  if (first == "data" or first == "teacher" or first == "student") and rest == "" then return spec_schema(first, value) end
+  if first == "stages" and rest:find("^%d+$") then return stage end
+  local name = rest:match("^%d+%.loss%.([%w_]+)$")
+  if name and M.terms[name] then return M.terms[name] end
+end
+
+local function set(r, text)
+  local path, value = text:match("^([%w_.]+)=(.*)$")
+  if not path then check.fail(2, ("override '%s': expected key=value"):format(text)) end
+  local at, done, keys = r, "", {}
+  for key in path:gmatch("[^.]+") do keys[#keys + 1] = math.tointeger(tonumber(key)) or key end
+  for i, key in ipairs(keys) do
+    local rules = rules_at(done, at)
+    local known = {}
+    for k in pairs(rules or {}) do known[tostring(k)] = true end
+    for k in pairs(at) do known[tostring(k)] = true end
+    if not known[tostring(key)] then
+      check.fail(2, ("override '%s': %s"):format(text, check.unknown("key", tostring(key), known)))
+    end
+    local here = done == "" and tostring(key) or done .. "." .. key
+    if i < #keys then
+      if type(at[key]) ~= "table" then
+        check.fail(2, ("override '%s': %s is %s"):format(text, here, at[key] == nil and "not given in this recipe" or "not a table"))
+      end
+      at, done = at[key], here
+    elseif type(at[key]) == "table" and at[key].weight and tonumber(value) then
+      at[key].weight = tonumber(value) -- stages.1.loss.soft=2
+    else
+      local rule = rules and rules[key] and check.entry(rules[key]) or at[key] ~= nil and check.entry(at[key]) or nil
+      if rule and rule[1] == "table" and not value:find("^[%[{]") then
+        check.fail(2, ("override '%s': %s is a table, set one of its keys"):format(text, here))
+      end
+      at[key] = check.value(rule or { "any" }, parse(value, rule, here), here)
+      if done:find("^stages%.%d+$") and key == "steps" then at.epochs = nil end
+      if done:find("^stages%.%d+$") and key == "epochs" then at.steps = nil end
+    end
+  end
+end
+
+--- Applies "a.b=v" texts; unknown keys and wrong types are faults with code 2.
+---@param texts string[]
+---@return table self
+function Recipe:override(texts)
+  local r = check.copy(self.resolved)
+  for _, text in ipairs(texts) do set(r, text) end
+  self.resolved = M.resolve(r)
+  return self
+end
+
+--- Trains. See train.run for the options.
+---@param options? table out, resume, quiet, name
+---@return table result
+function Recipe:run(options)
+  return require "cab.train".run(self.resolved, options)
+end
+
+return M
