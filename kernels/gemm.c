@@ -42,7 +42,8 @@ void K(gemm_batched)(CabStream *stream, bool trans_a, bool trans_b, int64_t m, i
   bool spread = stride_c != 0 && batch > 1 && (double)m * (double)n * (double)k <= SMALL;
 #pragma omp parallel for schedule(static) if (spread)
   for (int64_t i = 0; i < batch; i++)
-    product(trans_a, trans_b, m, n, k, alpha, a + i * stride_a, lda, b + i * stride_b, ldb, beta, c + i * stride_c, ldc);
+    product(trans_a, trans_b, m, n, k, alpha, a + i * stride_a, lda, b + i * stride_b, ldb, beta, c + i * stride_c,
+            ldc);
 }
 
 void K(bias_add)(CabStream *stream, int64_t rows, int64_t n, const real *bias, real *y) {

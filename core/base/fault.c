@@ -59,7 +59,8 @@ bool cab_fault(const char *name) {
   if (i == MAX_POINTS) abort();
   if (i == point_count) points[point_count++].name = name;
   uint64_t call = ++points[i].calls;
-  bool fails = wanted_nth && !strcmp(name, wanted) && (call == wanted_nth || (wanted_mode == STICKY && call > wanted_nth));
+  bool due = call == wanted_nth || (wanted_mode == STICKY && call > wanted_nth);
+  bool fails = wanted_nth && due && !strcmp(name, wanted);
   pthread_mutex_unlock(&lock);
   if (fails && wanted_mode == ABORT) abort();
   if (fails && wanted_mode == EXIT) _exit(99);

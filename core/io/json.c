@@ -14,9 +14,9 @@ int cab_json_peek(CabJson *j) {
 CabStatus cab_json_fail(CabJson *j, const char *expected) {
   int c = rd_peek(&j->rd);
   int64_t at = (int64_t)cab_json_at(j);
-  if (c < 0) return cab_fail_file(CAB_E_INPUT, "st-json", j->file, at, "expected %s, got the end of the header", expected);
-  if (c > 0x20 && c < 0x7f) return cab_fail_file(CAB_E_INPUT, "st-json", j->file, at, "expected %s, got '%c'", expected, c);
-  return cab_fail_file(CAB_E_INPUT, "st-json", j->file, at, "expected %s, got byte 0x%02x", expected, (unsigned)c);
+  if (c < 0) return cab_fail_file(CAB_E_INPUT, j->id, j->file, at, "expected %s, got the end of the header", expected);
+  if (c > 0x20 && c < 0x7f) return cab_fail_file(CAB_E_INPUT, j->id, j->file, at, "expected %s, got '%c'", expected, c);
+  return cab_fail_file(CAB_E_INPUT, j->id, j->file, at, "expected %s, got byte 0x%02x", expected, (unsigned)c);
 }
 
 CabStatus cab_json_expect(CabJson *j, char wanted) {
@@ -75,7 +75,7 @@ static CabStatus escape(CabJson *j) {
   if (v <= 0) {
     j->rd.bad = false;
     j->rd.position = at;
-    return cab_fail_file(CAB_E_INPUT, "st-json", j->file, (int64_t)cab_json_at(j),
+    return cab_fail_file(CAB_E_INPUT, j->id, j->file, (int64_t)cab_json_at(j),
                          v == 0 ? "a name must not hold NUL" : "bad escape in a string");
   }
   put_utf8(j, v);
@@ -109,7 +109,7 @@ CabStatus cab_json_string(CabJson *j, CabJsonString *out) {
       continue;
     }
     int n = utf8_length(&j->rd);
-    if (!n) return cab_fail_file(CAB_E_INPUT, "st-json", j->file, (int64_t)cab_json_at(j), "bad UTF-8 in a string");
+    if (!n) return cab_fail_file(CAB_E_INPUT, j->id, j->file, (int64_t)cab_json_at(j), "bad UTF-8 in a string");
     memcpy(j->arena + j->used, rd_slice(&j->rd, (uint64_t)n), (size_t)n);
     j->used += (uint64_t)n;
   }
@@ -136,7 +136,7 @@ CabStatus cab_json_integer(CabJson *j, bool *whole, bool *fits, uint64_t *out) {
   if (digits == 0) return cab_json_fail(j, "a digit");
   if (zero && digits > 1) {
     j->rd.position = start;
-    return cab_fail_file(CAB_E_INPUT, "st-json", j->file, (int64_t)cab_json_at(j), "a number must not start with 0");
+    return cab_fail_file(CAB_E_INPUT, j->id, j->file, (int64_t)cab_json_at(j), "a number must not start with 0");
   }
   if (c == '.' || c == 'e' || c == 'E') *whole = false;
   *fits = v != SZ_BAD;

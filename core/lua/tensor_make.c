@@ -41,7 +41,7 @@ static _Noreturn void fill_error(lua_State *L, const Filler *f, int depth, const
     size_t used = strlen(place);
     snprintf(place + used, sizeof place - used, "[%lld]", (long long)f->at[i]);
   }
-  bind_fail(L, CAB_E_LUA, "tensor: data%s: %s", place, text);
+  bind_fail(L, CAB_E_LUA, "%s: %s%s%s", bind_function(L), place, depth ? ": " : "", text);
 }
 
 static double checked(lua_State *L, const Filler *f) {
@@ -122,18 +122,12 @@ static CabTensor *allocate(lua_State *L, int next, CabDtype initial, bool zeros)
   return *slot;
 }
 
-/* t := value, by broadcasting one element. */
 void bind_fill_value(lua_State *L, CabTensor *t, double value) {
   Filler f = {.dtype = t->dtype};
   lua_pushnumber(L, value);
-  value = checked(L, &f);
+  checked(L, &f);
   lua_pop(L, 1);
-  CabTensor **one = bind_new_tensor(L);
-  BIND_FILL(L, one, cab_tensor_new(cab_cpu(), CAB_F64, 0, NULL));
-  *(double *)cab_tensor_data(*one) = value;
-  BIND_TRY(L, cab_tensor_copy(t, *one));
-  cab_tensor_close(*one, "");
-  lua_pop(L, 1);
+  BIND_TRY(L, cab_tensor_fill(t, value));
 }
 
 static int make_zeros(lua_State *L) { return allocate(L, 2, CAB_F32, true), 1; }

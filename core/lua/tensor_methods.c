@@ -171,17 +171,13 @@ static int method_add(lua_State *L) {
   CabTensor *t = bind_check_tensor(L, 1), *x = lua_type(L, 2) == LUA_TNUMBER ? NULL : bind_check_tensor(L, 2);
   double alpha = lua_isnoneornil(L, 3) ? 1 : bind_check_number(L, 3);
   begin_write(L, t, x);
-  CabTensor **scaled = bind_new_tensor(L), **sum = bind_new_tensor(L), *term = x;
-  bool old = cab_set_grad_enabled(false);
-  CabStatus status = CAB_OK;
-  if (!x) *sum = bind_apply("affine", t, NULL, 1, alpha * lua_tonumber(L, 2));
-  else if (alpha != 1) term = *scaled = bind_apply("affine", x, NULL, alpha, 0);
-  if (x && term) *sum = bind_apply("add", t, term, 0, 0);
-  status = *sum ? cab_tensor_copy(t, *sum) : cab_error()->code;
-  cab_set_grad_enabled(old);
-  if (status) bind_raise(L, status);
-  if (*scaled) cab_tensor_close(*scaled, "");
-  cab_tensor_close(*sum, "");
+  if (!x) {
+    CabTensor **one = bind_new_tensor(L);
+    BIND_FILL(L, one, cab_tensor_new(t->storage->device, t->dtype, 0, NULL));
+    BIND_TRY(L, cab_tensor_fill(*one, lua_tonumber(L, 2)));
+    x = *one;
+  }
+  BIND_TRY(L, cab_tensor_add(t, alpha, x));
   return written(L, t, false);
 }
 

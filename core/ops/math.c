@@ -20,12 +20,6 @@ static void broadcast_strides(const CabCall *c, const CabTensor *t, int64_t *str
   for (int i = 0; i < c->lead_rank; i++) stride[i] = i < pad || t->shape[i - pad] == 1 ? 0 : t->stride[i - pad];
 }
 
-static CabStatus count_broadcast(CabCall *c) {
-  c->rows = 1;
-  for (int i = 0; i < c->lead_rank; i++) c->rows *= c->lead[i];
-  return CAB_OK;
-}
-
 static CabStatus binary_apply(CabCall *c) {
   int64_t a[CAB_MAX_RANK], b[CAB_MAX_RANK];
   broadcast_strides(c, c->in[0], a);
@@ -196,7 +190,7 @@ static CabStatus softmax_gradient(CabCall *c) {
 }
 
 #define BINARY(name, source, saves, gradient) \
-  {name, "a[&] b[&] -> y[&]", binary_apply, gradient, saves, source, count_broadcast, NULL}
+  {name, "a[&] b[&] -> y[&]", binary_apply, gradient, saves, source, NULL, NULL}
 #define UNARY(name, source) {name, "x[*] -> y[*]", unary_apply, unary_gradient, "x", source, NULL, NULL}
 
 const CabOp cab_ops_math[] = {

@@ -92,7 +92,7 @@ static CabStatus cpu_sync(CabDevice *device) { return (void)device, CAB_OK; }
 enum { V2, V3, V4, NO_ISA };
 static const char *const isa_names[] = {"v2", "v3", "v4"};
 
-/* build/twins.c, made from the TWIN lines of kernels/ *.h; a row without a name ends it. */
+/* build/twins.c, made from the TWIN lines of kernels/; a row without a name ends it. */
 extern const struct {
   const char *name;
   void *variant[2][3];

@@ -42,6 +42,25 @@ CabStatus cab_call_copy_input(CabCall *c, int input) {
   return replace_input(c, input, cab_tensor_contiguous_copy(c->in[input]));
 }
 
+CabStatus cab_call_check_ids(const CabCall *c, int input, int64_t least, int64_t end) {
+  CabTensor *ids = c->in[input];
+  CabTensor *host = ids->storage->device == cab_cpu() ? cab_tensor_retain(ids) : cab_tensor_to(ids, cab_cpu(), CAB_I32);
+  if (!host) return cab_error()->code;
+  const int32_t *id = cab_tensor_data(host);
+  int64_t n = cab_tensor_count(host), bad = 0;
+  while (bad < n && id[bad] >= least && id[bad] < end) bad++;
+  int32_t found = bad < n ? id[bad] : 0;
+  cab_tensor_release(host);
+  if (bad == n) return CAB_OK;
+  return cab_call_fail(c, "'%s' holds %d at element %lld, expected %lld to %lld", cab_op_find(c->op->name)->in[input].name, found,
+                       (long long)bad + 1, (long long)least, (long long)end - 1);
+}
+
+CabStatus cab_share_gin(CabCall *c, int input, CabTensor *gradient) {
+  RUN(c, affine, cab_tensor_count(gradient), 1.0, 0.0, cab_tensor_data(gradient), cab_tensor_data(c->gin[input]));
+  return CAB_OK;
+}
+
 CabTensor *cab_scratch(CabCall *c, int64_t count) {
   if (c->scratches == (int)(sizeof c->scratch / sizeof *c->scratch)) {
     cab_fail(CAB_E_BUG, "%s: too many scratch buffers", c->op->name);

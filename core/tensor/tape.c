@@ -137,9 +137,11 @@ static CabTensor *settle(CabTensor *g) {
   return alias;
 }
 
-/* Takes g; gives one that may be written to. */
+/* Takes g; gives one that may be written to and does not keep a larger storage alive. */
 static CabTensor *make_own(CabTensor *g) {
-  if (g->refs == 1 && g->storage->refs == 1 && cab_tensor_contiguous(g)) return g;
+  bool alone = g->refs == 1 && g->storage->refs == 1;
+  bool whole = g->storage->bytes == (size_t)cab_tensor_count(g) * cab_dtype_size(g->dtype);
+  if (alone && whole && cab_tensor_contiguous(g)) return g;
   CabTensor *own = cab_tensor_to(g, g->storage->device, g->dtype);
   if (own) cab_scope_unlink(own);
   cab_tensor_release(g);

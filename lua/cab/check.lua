@@ -1,38 +1,23 @@
---- Faults with an exit code, nearest names, and option tables checked against a schema.
+--- Faults with an exit code, and option tables checked against a schema with types, ranges and choices.
+local options = require "cab.options"
 local M = {}
 
-local fault = { __name = "cab.fault" }
+local fault = { __name = "cab.error" }
 function fault.__tostring(e) return e.message end
 
---- The first line outside lua/cab on the stack: "recipes/x.lua:12", or nil.
----@return string?
-function M.caller()
-  for level = 2, 40 do
-    local info = debug.getinfo(level, "Sl")
-    if not info then return nil end
-    local source = info.source
-    if info.currentline > 0 and source:sub(1, 1) == "@" and not source:find("cab/[%w_/]+%.lua$") then
-      return ("%s:%d"):format(info.short_src, info.currentline)
-    end
-  end
-end
-
---- Raises a fault: a table with code, message, file, offset that prints as one line.
+--- Raises a fault: a table with code, id, message, file, offset that prints as one line.
 ---@param code integer exit code of the program (2 usage, 65 input, 74 I/O, 75 stopped, 76 numerics)
 ---@param message string
----@param fields? table more fields of the fault
+---@param fields? table id, file, offset
 function M.fail(code, message, fields)
-  local e = { code = code, message = message }
+  local e = { code = code, id = "", message = message }
   for k, v in pairs(fields or {}) do e[k] = v end
   error(setmetatable(e, fault), 0)
 end
 
 --- Code 2 with the recipe's line in front.
 ---@param text string
-function M.usage(text)
-  local at = M.caller()
-  M.fail(2, at and at .. ": " .. text or text)
-end
+function M.usage(text) options.fail(2, "recipe", text) end
 
 ---@param e any an error value
 ---@return integer exit code
@@ -40,56 +25,16 @@ function M.code(e)
   return (type(e) == "table" or type(e) == "userdata") and math.tointeger(e.code) or 1
 end
 
--- Edit distance with swaps of neighbours (optimal string alignment), rows kept for three letters.
-local function distance(a, b)
-  local before, last = {}, {}
-  for j = 0, #b do last[j] = j end
-  for i = 1, #a do
-    local row = { [0] = i }
-    for j = 1, #b do
-      local same = a:byte(i) == b:byte(j)
-      row[j] = math.min(last[j] + 1, row[j - 1] + 1, last[j - 1] + (same and 0 or 1))
-      if i > 1 and j > 1 and a:byte(i) == b:byte(j - 1) and a:byte(i - 1) == b:byte(j) then
-        row[j] = math.min(row[j], before[j - 2] + 1)
-      end
-    end
-    before, last = last, row
-  end
-  return last[#b]
-end
-
---- The name most like `name`, if one is like enough to be meant.
----@param name string
----@param names table list of names, or a table whose keys are the names
----@return string?
-function M.nearest(name, names)
-  local list = {}
-  if #names > 0 then
-    list = names
-  else
-    for k in pairs(names) do if type(k) == "string" then list[#list + 1] = k end end
-    table.sort(list)
-  end
-  local best, least = nil, math.max(2, #tostring(name) // 2) + 0.5
-  for _, candidate in ipairs(list) do
-    local d = distance(tostring(name):lower(), candidate:lower())
-    if d < least then best, least = candidate, d end
-  end
-  return best
-end
-
---- "unknown option 'x', did you mean 'y'?" or the list of what there is.
+--- "unknown option 'x'; did you mean 'y'?" or the list of what there is.
 ---@param what string
 ---@param name any
----@param names table
+---@param names table list, or a table whose keys are the names
 ---@return string
 function M.unknown(what, name, names)
-  local near = type(name) == "string" and M.nearest(name, names)
-  if near then return ("unknown %s '%s', did you mean '%s'?"):format(what, name, near) end
-  local list = {}
-  for k, v in pairs(names) do list[#list + 1] = type(k) == "string" and k or tostring(v) end
-  table.sort(list)
-  return ("unknown %s '%s', there are: %s"):format(what, tostring(name), table.concat(list, ", "))
+  local list = #names > 0 and names or options.names(names)
+  local near = options.nearest(name, list)
+  return near and ("unknown %s '%s'; did you mean '%s'?"):format(what, tostring(name), near)
+    or ("unknown %s '%s' (known: %s)"):format(what, tostring(name), table.concat(list, ", "))
 end
 
 local function kind_of(value) return math.type(value) == "integer" and "integer" or type(value) end
@@ -152,9 +97,9 @@ function M.options(schema, given, path)
 end
 
 ---@param t any
----@return any deep copy of plain tables
+---@return any deep copy of plain tables; strategy classes stay themselves
 function M.copy(t)
-  if type(t) ~= "table" then return t end
+  if type(t) ~= "table" or t.is_strategy then return t end
   local out = {}
   for k, v in pairs(t) do out[k] = M.copy(v) end
   return out

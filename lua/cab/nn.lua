@@ -54,11 +54,16 @@ function nn.param(shape, init, decay)
   return { __class = Param, shape = shape, init = init, decay = decay ~= false }
 end
 
--- Calls visit(owner, item, full name) for every parameter, in order of registration.
+-- Calls visit(owner, item, full name) for every parameter, in order of registration. A suffix goes onto the list's name:
+-- "proj_B." .. "_b" .. "0" is "proj_B_b.0".
 local function walk(m, prefix, visit)
   for _, item in ipairs(rawget(m, "__items")) do
-    local name = prefix .. item.name
-    if is(item.value, Param) then visit(m, item, name) else walk(item.value, name .. (item.name == "" and "" or "."), visit) end
+    local before = item.suffix and item.suffix ~= "" and prefix:gsub("%.$", "") .. item.suffix .. "." or prefix
+    if is(item.value, Param) then
+      visit(m, item, before .. item.name)
+    else
+      walk(item.value, before .. item.name .. ".", visit)
+    end
   end
 end
 

@@ -54,12 +54,6 @@ local stage = {
   steps  = { "integer", min = 1 },
   lr     = { numbers, min = 0 },                                -- given: the stage has its own schedule
 }
--- The two losses on logits; all else is a strategy's.
-M.terms = {
-  vanilla = { weight = { numbers, default = 1 }, smoothing = { numbers, default = 0, min = 0, max = 1 } },
-  soft    = { weight = { numbers, default = 1 }, temperature = { numbers, default = 1, min = 0.01 } },
-}
-
 local function model_schema(kind, path)
   local models = require "cab.models"
   local known = models.kinds or models
@@ -72,19 +66,19 @@ local function spec_schema(key, spec)
   return model_schema(spec.kind, key)
 end
 
+-- soft = 1, soft = { weight = 1, temperature = 2 }, align = { "attention_bridge", weight = 3 }: the strategy is the first
+-- entry, or else has the term's name.
 local function term(name, given, path)
   if type(given) == "number" then given = { weight = given } end
-  if type(given) == "string" then given = { given } end
+  if type(given) == "string" or (type(given) == "table" and given.is_strategy) then given = { given } end
   if type(given) ~= "table" then check.usage(("%s is a %s, expected a weight or a table"):format(path, type(given))) end
-  if M.terms[name] then return check.options(M.terms[name], given, path) end
-  local out = check.copy(given)
-  out.strategy = out.strategy or out[1] or name
-  out[1] = nil
-  out.weight = check.value({ numbers }, out.weight == nil and 1 or out.weight, path .. ".weight")
-  local options = {}
-  for k, v in pairs(out) do if k ~= "strategy" and k ~= "weight" then options[k] = v end end
-  local filled = require "cab.strategy".options(out.strategy, options, path) -- faults on unknown names and options
-  for k, v in pairs(filled) do out[k] = v end
+  local class = given.strategy or given[1] or name
+  local set = { }
+  for k, v in pairs(given) do if k ~= "strategy" and k ~= "weight" and k ~= 1 then set[k] = v end end
+  local weight = check.value({ numbers, min = 0 }, given.weight == nil and 1 or given.weight, path .. ".weight")
+  local made = require "cab.strategy".create(class, set) -- faults on unknown names and options
+  local out = check.copy(made.given)
+  out.strategy, out.weight = class, weight
   return out
 end
 
@@ -141,7 +135,7 @@ function M.resolve(given)
   r.stages = stages(r.stages)
   for i, s in ipairs(r.stages) do
     for name, t in pairs(s.loss) do
-      if name ~= "vanilla" and not r.teacher and (name == "soft" or t.strategy) then
+      if t.strategy ~= "vanilla" and not r.teacher then
         check.usage(("stages.%d.loss.%s needs a teacher"):format(i, name))
       end
     end
@@ -189,8 +183,6 @@ local function rules_at(path, value)
   if parts[first] and rest == "" then return parts[first] end
   if (first == "data" or first == "teacher" or first == "student") and rest == "" then return spec_schema(first, value) end
   if first == "stages" and rest:find("^%d+$") then return stage end
-  local name = rest:match("^%d+%.loss%.([%w_]+)$")
-  if name and M.terms[name] then return M.terms[name] end
 end
 
 local function set(r, text)
@@ -243,4 +235,4 @@ function Recipe:run(options)
   return require "cab.train".run(self.resolved, options)
 end
 
-return M
+return setmetatable(M, { __call = function(_, given) return M.recipe(given) end })

@@ -1,0 +1,30 @@
+/* image.h - PNG and JPEG in memory to 8-bit pixels, and a PNG writer. */
+#ifndef CAB_IMAGE_H
+#define CAB_IMAGE_H
+#include "file.h"
+
+#define CAB_IMAGE_MAX_SIDE 16384
+#define CAB_IMAGE_MAX_PIXELS (64u << 20)
+#define CAB_JPEG_MAX_SCANS 100
+#define CAB_IMAGE_MAX_FILE (256u << 20)
+
+/* [height, width, channels], channels 1 (grey) or 3 (RGB). `owned` is NULL where the pixels belong to someone else. */
+typedef struct {
+  int width, height, channels;
+  const uint8_t *pixels;
+  uint8_t *owned;
+} CabImage;
+void cab_image_free(CabImage *image);
+
+/* The kind is told by the first bytes. Alpha is dropped, 16 bits become 8, palettes RGB, CMYK RGB. A warning of the
+ * decoder is an error, unless `warnings` is not NULL: then they are counted and the image is what could be read.
+ * Errors 65: image-kind, image-size, png, jpeg, jpeg-scans. Pure and thread-safe. */
+CabStatus cab_image_decode(const uint8_t *bytes, size_t length, const char *file, int *warnings, CabImage *out);
+CabStatus cab_png_encode(const CabImage *image, CabBytes *out);
+
+/* Shared by the decoders: limits first, then the pixels. `per_byte`: pixels that one byte of file can stand for. */
+CabStatus cab_image_alloc(uint64_t width, uint64_t height, int channels, size_t length, uint64_t per_byte, const char *file, CabImage *out);
+CabStatus cab_png_decode(const uint8_t *bytes, size_t length, const char *file, int *warnings, CabImage *out);
+CabStatus cab_jpeg_decode(const uint8_t *bytes, size_t length, const char *file, int *warnings, CabImage *out);
+
+#endif

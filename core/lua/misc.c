@@ -1,0 +1,127 @@
+/* misc.c - memory, threads, clock, terminal, text-only chunks. */
+#include "bind.h"
+
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* core.memory() -> {live=, peak=, cached=} bytes of tensors */
+static int memory(lua_State *L) {
+  CabDevice *device = bind_opt_device(L, 1);
+  lua_createtable(L, 0, 3);
+  lua_pushinteger(L, (lua_Integer)device->live), lua_setfield(L, -2, "live");
+  lua_pushinteger(L, (lua_Integer)device->peak), lua_setfield(L, -2, "peak");
+  lua_pushinteger(L, (lua_Integer)device->cached), lua_setfield(L, -2, "cached");
+  return 1;
+}
+
+static int reset_peak(lua_State *L) {
+  CabDevice *device = bind_opt_device(L, 1);
+  device->peak = device->live;
+  return 0;
+}
+
+/* core.trim(): cached memory goes back to the system */
+static int trim(lua_State *L) {
+  cab_device_trim(bind_opt_device(L, 1));
+  return 0;
+}
+
+/* core.threads([n]) -> the number in use (after setting it) */
+static int threads(lua_State *L) {
+  if (!lua_isnoneornil(L, 1)) {
+    int64_t count = bind_check_int(L, 1);
+    if (count < 1 || count > 256) bind_arg_error(L, 1, "1 to 256 expected, got %lld", (long long)count);
+    cab_set_threads((int)count);
+  }
+  lua_pushinteger(L, cab_threads());
+  return 1;
+}
+
+static int now(lua_State *L) { return lua_pushnumber(L, cab_now()), 1; }
+
+/* core.isatty([0|1|2]) -> bool; standard output without an argument */
+static int is_terminal(lua_State *L) {
+  int64_t fd = lua_isnoneornil(L, 1) ? 1 : bind_check_int(L, 1);
+  if (fd < 0 || fd > 2) bind_arg_error(L, 1, "0, 1 or 2 expected, got %lld", (long long)fd);
+  lua_pushboolean(L, isatty((int)fd));
+  return 1;
+}
+
+/* core.escape(text) -> safe to print: control bytes and bad UTF-8 as \xHH, cut at 80 characters */
+static int escape(lua_State *L) {
+  size_t length;
+  char shown[340];
+  const char *text = bind_check_string(L, 1, &length);
+  lua_pushstring(L, cab_escape(text, length, shown));
+  return 1;
+}
+
+/* core.nearest(name, {names}) -> the name most like it, or nil */
+static int nearest(lua_State *L) {
+  const char *name = bind_check_path(L, 1);
+  bind_check_table(L, 2);
+  lua_Unsigned count = lua_rawlen(L, 2);
+  if (count > 100000) bind_arg_error(L, 2, "too many names");
+  const char **names = lua_newuserdatauv(L, (count + 1) * sizeof *names, 0);
+  for (lua_Unsigned i = 0; i < count; i++) {
+    if (lua_rawgeti(L, 2, (lua_Integer)i + 1) != LUA_TSTRING)
+      bind_arg_error(L, 2, "item %llu: string expected, got %s", i + 1, bind_type_name(L, -1));
+    names[i] = lua_tostring(L, -1); /* the table keeps it */
+    lua_pop(L, 1);
+  }
+  names[count] = NULL;
+  lua_pushstring(L, bind_nearest(name, names));
+  return 1;
+}
+
+/* ---- chunks: text only, since damaged bytecode crashes Lua ---------------------------------------- */
+
+static _Noreturn void chunk_error(lua_State *L, const char *path, int failed) {
+  char shown[340];
+  const char *text = lua_tostring(L, -1);
+  cab_escape(path, strlen(path), shown);
+  if (!text) text = "?";
+  if (failed == LUA_ERRMEM) bind_fail(L, CAB_E_MEMORY, "%s: not enough memory", shown);
+  if (strstr(text, "binary chunk")) {
+    cab_fail_file(CAB_E_INPUT, "lua-bytecode", path, -1, "text only: Lua bytecode is refused");
+    bind_raise(L, CAB_E_INPUT);
+  }
+  cab_fail(CAB_E_USAGE, "%s", text); /* "recipe.lua:3: unexpected symbol near 'x'" */
+  snprintf(cab_error()->id, sizeof cab_error()->id, "lua-syntax");
+  snprintf(cab_error()->file, sizeof cab_error()->file, "%s", shown);
+  bind_raise(L, CAB_E_USAGE);
+}
+
+/* core.loadfile(path [, env]) -> function; 74 no such file, 65 bytecode, 2 syntax error */
+static int load_file(lua_State *L) {
+  const char *path = bind_check_path(L, 1);
+  struct stat info;
+  bool env = !lua_isnoneornil(L, 2);
+  if (env) bind_check_table(L, 2);
+  if (stat(path, &info)) bind_raise(L, cab_fail_errno(path, "open"));
+  if (!S_ISREG(info.st_mode)) {
+    cab_fail_file(CAB_E_INPUT, "file-kind", path, -1, "not a regular file");
+    bind_raise(L, CAB_E_INPUT);
+  }
+  if (info.st_size > 64 << 20) {
+    cab_fail_file(CAB_E_INPUT, "file-size", path, -1, "a chunk of %lld bytes, at most 64 MiB", (long long)info.st_size);
+    bind_raise(L, CAB_E_INPUT);
+  }
+  if (access(path, R_OK)) bind_raise(L, cab_fail_errno(path, "open"));
+  int failed = luaL_loadfilex(L, path, "t");
+  if (failed == LUA_ERRFILE) bind_raise(L, cab_fail_errno(path, "read"));
+  if (failed) chunk_error(L, path, failed);
+  if (env) {
+    lua_pushvalue(L, 2);
+    lua_setupvalue(L, -2, 1);
+  }
+  return 1;
+}
+
+void bind_misc(lua_State *L) {
+  static const luaL_Reg functions[] = {
+      {"memory", memory},   {"reset_peak", reset_peak}, {"trim", trim},       {"threads", threads}, {"now", now},
+      {"isatty", is_terminal}, {"escape", escape},      {"nearest", nearest}, {"loadfile", load_file}, {NULL, NULL}};
+  luaL_setfuncs(L, functions, 0);
+}

@@ -1,0 +1,219 @@
+--- A run folder: recipe.json, metrics.jsonl, log.txt, checkpoints/step-N.safetensors with a manifest each, best.safetensors.
+--- Every file appears whole or not at all; the newest whole checkpoint wins.
+local lfs = require "lfs"
+local core = require "cab.core"
+local check = require "cab.check"
+local M = {}
+
+---@class Folder
+---@field path string
+local Folder = {}
+Folder.__index = Folder
+
+local function exists(path) return lfs.attributes(path, "mode") ~= nil end
+
+local function make_folder(path)
+  local at = path:sub(1, 1) == "/" and "/" or ""
+  for name in path:gmatch("[^/]+") do
+    at = at .. name
+    if not exists(at) then
+      local ok, why = lfs.mkdir(at)
+      if not ok and not exists(at) then check.fail(74, ("%s: mkdir: %s"):format(at, why), { file = at }) end
+    end
+    at = at .. "/"
+  end
+end
+
+--- The folder of a new run, runs/NAME-N with the first free N; or the newest one to resume.
+---@param name string
+---@param resume boolean
+---@return string path
+function M.choose(name, resume)
+  local last = 0
+  if exists("runs") then
+    for entry in lfs.dir("runs") do
+      local n = entry:sub(1, #name + 1) == name .. "-" and math.tointeger(tonumber(entry:sub(#name + 2)))
+      if n and n > last then last = n end
+    end
+  end
+  if resume and last == 0 then check.fail(2, ("nothing to resume: there is no runs/%s-N"):format(name)) end
+  return ("runs/%s-%d"):format(name, resume and last or last + 1)
+end
+
+--- Opens and locks a run folder. A folder that holds a run already is refused unless it is resumed.
+---@param path string
+---@param resume any falsy: a new run
+---@return Folder
+function M.open(path, resume)
+  if not resume and exists(path .. "/recipe.json") then
+    check.fail(2, ("%s holds a run already: resume it with --resume, or give another --out"):format(path))
+  end
+  if resume and not exists(path .. "/recipe.json") then check.fail(2, ("nothing to resume in %s"):format(path)) end
+  make_folder(path .. "/checkpoints")
+  local self = setmetatable({ path = path, lines = {} }, Folder)
+  self.lock = core.lock(path)
+  return self
+end
+
+function Folder:close()
+  if self.lock then
+    self:flush()
+    local lock = self.lock
+    self.lock = nil
+    lock:close()
+  end
+end
+
+local function read(path)
+  local f, why = io.open(path, "rb")
+  if not f then check.fail(74, why, { file = path }) end
+  local text = f:read("a")
+  f:close()
+  return text
+end
+M.read = read
+
+--- Appends a line to metrics.jsonl (kept in memory until `flush`).
+---@param row table
+function Folder:metric(row) self.lines[#self.lines + 1] = core.json_encode(row) .. "\n" end
+
+function Folder:flush()
+  if #self.lines == 0 then return end
+  local text = table.concat(self.lines)
+  self.lines = {}
+  core.append_file(self.path .. "/metrics.jsonl", text)
+end
+
+---@param text string
+function Folder:log(text)
+  core.append_file(self.path .. "/log.txt", os.date("!%Y-%m-%dT%H:%M:%SZ ") .. text .. "\n")
+end
+
+--- The rows of a metrics file. A torn last line is left out; a bad line before it is a fault (65).
+---@param path string
+---@return table[] rows
+---@return boolean torn
+function M.metrics(path)
+  if not exists(path) then return {}, false end
+  local text, rows, number, torn = read(path), {}, 0, false
+  local start = 1
+  while start <= #text do
+    local stop = text:find("\n", start, true)
+    number = number + 1
+    local ok, row
+    if stop then ok, row = pcall(core.json_decode, text:sub(start, stop - 1)) end
+    if not stop or ((not ok or type(row) ~= "table") and stop == #text) then torn = true; break end
+    if not ok or type(row) ~= "table" then
+      check.fail(65, ("%s: byte %d: line %d is no JSON object"):format(path, start - 1, number), { file = path, offset = start - 1, id = "metrics" })
+    end
+    rows[#rows + 1] = row
+    start = stop + 1
+  end
+  return rows, torn
+end
+
+--- Cuts metrics.jsonl to what happened up to a step.
+---@param step integer
+---@return table[] rows kept
+function Folder:cut(step)
+  local path = self.path .. "/metrics.jsonl"
+  local rows, torn = M.metrics(path)
+  local kept, text = {}, {}
+  for _, row in ipairs(rows) do
+    if (row.step or 0) <= step then
+      kept[#kept + 1] = row
+      text[#text + 1] = core.json_encode(row) .. "\n"
+    end
+  end
+  if torn or #kept < #rows then core.write_file(path, table.concat(text)) end
+  return kept
+end
+
+---@param row table
+---@param name string file in the folder
+function Folder:json(name, row) core.write_file(self.path .. "/" .. name, core.json_encode(row) .. "\n") end
+
+--- Writes a checkpoint and then its manifest; drops all but the newest `keep`.
+---@param step integer
+---@param tensors table name -> tensor
+---@param meta table what is not a tensor, JSON
+---@param keep integer
+function Folder:save(step, tensors, meta, keep)
+  self:flush()
+  local name = ("step-%d"):format(step)
+  local path = ("%s/checkpoints/%s.safetensors"):format(self.path, name)
+  core.save(path, tensors, { step = tostring(step) })
+  self:json("checkpoints/" .. name .. ".json",
+    { step = step, file = name .. ".safetensors", size = lfs.attributes(path, "size"), xxh64 = core.hash(path), meta = meta })
+  local steps = self:checkpoints()
+  for i = 1, #steps - keep do
+    local old = ("%s/checkpoints/step-%d"):format(self.path, steps[i])
+    os.remove(old .. ".json")
+    os.remove(old .. ".safetensors")
+  end
+end
+
+--- Steps with a manifest, oldest first. A manifest is written last, so its checkpoint was whole.
+---@return integer[]
+function Folder:checkpoints()
+  local steps, whole = {}, {}
+  local dir = self.path .. "/checkpoints"
+  for entry in lfs.dir(dir) do
+    local n = math.tointeger(tonumber(entry:match("^step%-(%d+)%.json$")))
+    if n then steps[#steps + 1] = n; whole[n] = true end
+  end
+  table.sort(steps)
+  return steps, whole
+end
+
+--- Leftovers of a save that was cut off: weights without a manifest and temporary files.
+function Folder:sweep()
+  local dir = self.path .. "/checkpoints"
+  local _, whole = self:checkpoints()
+  for entry in lfs.dir(dir) do
+    local n = math.tointeger(tonumber(entry:match("^step%-(%d+)%.safetensors$")))
+    if (n and not whole[n]) or entry:find("%.tmp") then os.remove(dir .. "/" .. entry) end
+  end
+end
+
+local function verify(path, manifest_path)
+  local ok, m = pcall(core.json_decode, read(manifest_path))
+  if not ok or type(m) ~= "table" or type(m.xxh64) ~= "string" then
+    check.fail(65, ("%s: not a checkpoint manifest"):format(manifest_path), { file = manifest_path, id = "manifest" })
+  end
+  local size = lfs.attributes(path, "size")
+  if not size then check.fail(65, ("%s: missing, expected %d bytes"):format(path, m.size), { file = path, id = "checkpoint" }) end
+  if size ~= m.size then
+    check.fail(65, ("%s: %d bytes, expected %d"):format(path, size, m.size), { file = path, id = "checkpoint" })
+  end
+  local hash = core.hash(path)
+  if hash ~= m.xxh64 then
+    check.fail(65, ("%s: damaged, xxh64 %s, expected %s"):format(path, hash, m.xxh64), { file = path, id = "checkpoint" })
+  end
+  return m
+end
+
+--- The newest checkpoint, checked against its manifest. A damaged one is a fault (65); with `latest_good`
+--- an older whole one is taken and `warn` told.
+---@param latest_good boolean
+---@param warn fun(text: string)
+---@return table? tensors
+---@return table? manifest
+function Folder:load(latest_good, warn)
+  local steps = self:checkpoints()
+  local first
+  for i = #steps, 1, -1 do
+    local base = ("%s/checkpoints/step-%d"):format(self.path, steps[i])
+    local ok, found, manifest = pcall(function()
+      local m = verify(base .. ".safetensors", base .. ".json")
+      return core.load(base .. ".safetensors"), m
+    end)
+    if ok then return found, manifest end
+    first = first or found
+    if not latest_good then error(found, 0) end
+    warn(("%s; trying an older checkpoint"):format(tostring(found)))
+  end
+  if first then error(first, 0) end
+end
+
+return M

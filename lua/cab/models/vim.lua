@@ -1,0 +1,169 @@
+--- Vim: bidirectional Mamba for images; parameter names of the published checkpoints. Source: arXiv:2401.09417.
+local core = require "cab.core"
+local nn = require "cab.nn"
+local taps = require "cab.taps"
+local build = require "cab.models.build"
+local options = require "cab.options"
+local op = core.ops
+
+local M = {
+  defaults = {
+    size = "tiny", image = 224, patch = 16, channels = 3, classes = 1000, state = 16, expand = 2, conv = 4,
+    class_token = "middle", decay = "identity", halve = true, seed = 0, dtype = "f32",
+  },
+  optional = { dim = "number", depth = "number", stride = "number", rank = "number", weights = "string" },
+  sizes = { tiny = { dim = 192, depth = 24 }, small = { dim = 384, depth = 24 }, base = { dim = 768, depth = 24 } },
+}
+local TAPS = taps.declare({ "B", "C", "dt", "x", "z", "matrix", "hidden", "logits" }, { "B", "C", "dt", "x", "matrix" })
+local DIRECTIONS = { "", "_b" } -- forward, backward: the suffix of parameters and taps
+
+-- b_dt with softplus(b_dt) = exp(U(log 1e-3, log 1e-1)): x + log(1 - exp(-x)), in f64.
+local function dt_bias(shape, seed, name, dtype)
+  local dt = op.exp(core.uniform(shape, math.log(1e-3), math.log(1e-1), seed, name, "f64"))
+  return (dt + op.log(1 - op.exp(-dt))):to(dtype)
+end
+
+-- A_log [E,N]: -20 (A near 0, exp(delta A) near the identity) or log(1..N) in each row (S4D-real).
+local decays = { identity = nn.constant(-20) }
+function decays.s4d(shape, _, _, dtype)
+  return op.log(core.arange(shape[2]):to("f64") + 1):expand(shape):clone():to(dtype)
+end
+
+local function conv(E, width)
+  local m = nn.module("conv1d", {})
+  m.weight = nn.param({ E, 1, width }, nn.kaiming(width))
+  m.bias = nn.param({ E }, nn.kaiming(width), false)
+  return m
+end
+
+local Mixer = {}
+
+-- One direction of the mixer: x [b,l,E] -> y [b,l,E] before the gate. Taps in natural token order.
+function Mixer:scan(x, suffix, put, wanted, layer)
+  local reverse = suffix == "_b"
+  local dt_proj, A_log = self["dt_proj" .. suffix], self[reverse and "A_b_log" or "A_log"]
+  local cv = self["conv1d" .. suffix]
+  local u = op.conv1d(x, cv.weight, cv.bias, { reverse = reverse })
+  local low, B, C = self["x_proj" .. suffix](u):split(3, { self.rank, self.N, self.N })
+  local dt, bias, soft = op.linear(low, dt_proj.weight), dt_proj.bias, true
+  if wanted and wanted.dt then dt, bias, soft = op.softplus(dt + bias), nil, false end
+  local A = -op.exp(A_log)
+  put("x", layer, u, suffix) put("B", layer, B, suffix) put("C", layer, C, suffix) put("dt", layer, dt, suffix)
+  if wanted and wanted.matrix then
+    put("matrix", layer, op.scan_matrix(dt, A, B, C, bias, { softplus = soft, reverse = reverse }), suffix)
+  end
+  return op.selective_scan(u, dt, A, B, C, self["D" .. suffix], nil, bias, { softplus = soft, reverse = reverse })
+end
+
+function Mixer:forward(h, put, wanted, layer)
+  local x, z = self.in_proj(h):split(3, { self.E, self.E })
+  put("z", layer, z)
+  local y = self:scan(x, "", put, wanted, layer)
+  local y_b = self:scan(x, "_b", put, wanted, layer)
+  return self.out_proj(op.gate(y, z, y_b, { scale = self.scale }))
+end
+
+local function mixer(o)
+  local D, E, N = o.dim, o.dim * o.expand, o.state
+  local R = o.rank or math.ceil(D / 16)
+  local m = nn.module("mixer", Mixer)
+  m.E, m.N, m.rank, m.scale = E, N, R, o.halve and 0.5 or 1
+  m.in_proj = nn.linear(D, 2 * E, { bias = false })
+  for _, s in ipairs(DIRECTIONS) do
+    m["conv1d" .. s] = conv(E, o.conv)
+    m["x_proj" .. s] = nn.linear(E, R + 2 * N, { bias = false })
+    m["dt_proj" .. s] = nn.linear(R, E, { bias_init = dt_bias })
+    m[s == "" and "A_log" or "A_b_log"] = nn.param({ E, N }, decays[o.decay], false)
+    m["D" .. s] = nn.param({ E }, nn.constant(1), false)
+  end
+  m.out_proj = nn.linear(E, D, { bias = false, init = nn.kaiming(E, o.depth ^ -0.5) })
+  return m
+end
+
+local function layer(o)
+  local m = nn.module("layer", {})
+  m.mixer, m.norm = mixer(o), nn.rms_norm(o.dim)
+  return m
+end
+
+local Vim = {}
+
+-- Patches [b,M,D] with the class token(s) at self.class_positions.
+function Vim:insert_class(x, b)
+  local parts, start = {}, 1
+  for i, p in ipairs(self.class_positions) do
+    local before = p - i -- patches before this class token
+    if before >= start then parts[#parts + 1] = x:slice(2, start, before) end
+    parts[#parts + 1] = self[self.class_names[i]]:expand { b, 1, self.width }
+    start = math.max(start, before + 1)
+  end
+  if start <= x:size(2) then parts[#parts + 1] = x:slice(2, start, x:size(2)) end
+  return core.concat(parts, 2)
+end
+
+-- The mean over class tokens of y [b,l,D] -> [b,D].
+function Vim:read_class(y, b)
+  local sum
+  for _, p in ipairs(self.class_positions) do
+    local c = y:slice(2, p, p):reshape(b, self.width)
+    sum = sum and sum + c or c
+  end
+  return #self.class_positions > 1 and sum / #self.class_positions or sum
+end
+
+--- images [b,C,H,W] -> logits [b,classes], taps by layer: B, C [b,l,N] (before delta), dt (delta, after softplus), x (scan
+--- input) [b,l,E], matrix [b,l,l] (implicit attention, no gradient), each also as NAME_b for the backward direction; z
+--- [b,l,E]; hidden [b,l,D] (residual stream after the layer); logits.
+---@param images cab.Tensor
+---@param wanted? table<string, true>
+function Vim:forward(images, wanted)
+  local put, out = taps.collector(wanted)
+  local b, patch = images:size(1), self.patch_embed.proj
+  local x = op.patch_embed(images, patch.weight, patch.bias, { stride = self.stride })
+  x = self:insert_class(x, b) + self.pos_embed
+  local residual, y -- x: the last mixer's output, not yet added to the residual stream
+  for i = 1, self.depth do
+    local L = self.layers[i]
+    y, residual = L.norm(x, residual)
+    if i > 1 then put("hidden", i - 1, residual) end
+    x = L.mixer(y, put, wanted, i)
+  end
+  y, residual = self.norm_f(x, residual)
+  put("hidden", self.depth, residual)
+  local logits = self.head(self:read_class(y, b))
+  put("logits", nil, logits)
+  return logits, out
+end
+
+-- Places of the class token(s) among `patches` patches, 1-based, and their parameter names.
+local places = {
+  middle = function(patches) return { patches // 2 + 1 } end,
+  head = function() return { 1 } end,
+  double = function(patches) return { 1, patches + 2 } end,
+}
+
+--- @param o table resolved options
+function M.new(o)
+  local D = o.dim
+  options.choice(o.class_token, { "double", "head", "middle" }, "class_token of vim")
+  options.choice(o.decay, { "identity", "s4d" }, "decay of vim")
+  local m = nn.module("vim", Vim)
+  m.kind, m.taps, m.depth, m.width, m.directions, m.state_size = "vim", TAPS, o.depth, D, DIRECTIONS, o.state
+  m.side, m.stride, m.place_class = build.side(o), o.stride or o.patch, places[o.class_token]
+  m.class_positions = m.place_class(m.side * m.side)
+  m.tokens = m.side * m.side + #m.class_positions
+  m.class_names = o.class_token == "double" and { "cls_token_head", "cls_token_tail" } or { "cls_token" }
+  for _, name in ipairs(m.class_names) do m[name] = nn.param({ 1, 1, D }, nn.trunc_normal(0.02), false) end
+  m.pos_embed = nn.param({ 1, m.tokens, D }, nn.trunc_normal(0.02), false)
+  local proj, holder = nn.module("patch", {}), nn.module("patch_embed", {})
+  proj.weight = nn.param({ D, o.channels, o.patch, o.patch }, nn.lecun(o.channels * o.patch * o.patch))
+  proj.bias = nn.param({ D }, nn.constant(0), false)
+  holder.proj = proj
+  m.patch_embed = holder
+  m.layers = nn.list(o.depth, function() return layer(o) end)
+  m.norm_f = nn.rms_norm(D)
+  m.head = nn.linear(D, o.classes, { init = nn.trunc_normal(0.02), bias_init = nn.constant(0) })
+  return m
+end
+
+return build.described("vim", M)

@@ -1,0 +1,96 @@
+--- ViT / DeiT: pre-norm transformer, class token first, exact GELU; parameter names of timm.
+--- Source: arXiv:2010.11929, arXiv:2012.12877.
+local core = require "cab.core"
+local nn = require "cab.nn"
+local taps = require "cab.taps"
+local build = require "cab.models.build"
+local options = require "cab.options"
+local op = core.ops
+
+local M = {
+  defaults = { size = "tiny", image = 224, patch = 16, channels = 3, classes = 1000, ratio = 4, seed = 0, dtype = "f32" },
+  optional = { dim = "number", depth = "number", heads = "number", weights = "string" },
+  sizes = {
+    tiny = { dim = 192, depth = 12, heads = 3 }, small = { dim = 384, depth = 12, heads = 6 },
+    base = { dim = 768, depth = 12, heads = 12 }, large = { dim = 1024, depth = 24, heads = 16 },
+  },
+}
+local TAPS = taps.declare { "q", "k", "v", "attention", "hidden", "logits" }
+
+local function linear(I, O)
+  return nn.linear(I, O, { init = nn.trunc_normal(0.02), bias_init = nn.constant(0) })
+end
+
+local function plain(kind, children)
+  local m = nn.module(kind, {})
+  for _, c in ipairs(children) do m[c[1]] = c[2] end
+  return m
+end
+
+-- A block without its norms' joins: those are fused with the residual sums in forward.
+local function block(D, ratio)
+  return plain("block", {
+    { "norm1", nn.layer_norm(D) },
+    { "attn", plain("attention", { { "qkv", linear(D, 3 * D) }, { "proj", linear(D, D) } }) },
+    { "norm2", nn.layer_norm(D) },
+    { "mlp", plain("mlp", { { "fc1", linear(D, ratio * D) }, { "fc2", linear(ratio * D, D) } }) },
+  })
+end
+
+local ViT = {}
+
+--- images [b,C,H,W] -> logits [b,classes], taps: q, k, v [b,l,H*P] (heads side by side), attention [b,H,l,l] and hidden
+--- [b,l,D] (after the block) by layer; logits.
+---@param images cab.Tensor
+---@param wanted? table<string, true>
+function ViT:forward(images, wanted)
+  local put, out = taps.collector(wanted)
+  local D, b = self.width, images:size(1)
+  local x = op.patch_embed(images, self.patch_embed.proj.weight, self.patch_embed.proj.bias)
+  x = core.concat({ self.cls_token:expand { b, 1, D }, x }, 2) + self.pos_embed
+  local residual, y -- x: the last branch's output, not yet added to the residual stream
+  for i = 1, self.depth do
+    local B = self.blocks[i]
+    y, residual = B.norm1(x, residual)
+    if i > 1 then put("hidden", i - 1, residual) end
+    local q, k, v = B.attn.qkv(y):split(3, { D, D, D })
+    put("q", i, q) put("k", i, k) put("v", i, v)
+    local a, map = op.attention(q, k, v, { heads = self.heads, map = wanted and wanted.attention or false })
+    put("attention", i, map)
+    y, residual = B.norm2(B.attn.proj(a), residual)
+    x = B.mlp.fc2(op.gelu(B.mlp.fc1(y)))
+  end
+  y, residual = self.norm(x, residual)
+  put("hidden", self.depth, residual)
+  local logits = self.head(y:slice(2, 1, 1):reshape(b, D))
+  put("logits", nil, logits)
+  return logits, out
+end
+
+--- @param o table resolved options
+function M.new(o)
+  local D = o.dim
+  if D % o.heads ~= 0 then
+    options.fail(2, "model-heads", ("vit: dim %d is not a multiple of heads %d"):format(D, o.heads))
+  end
+  local m = nn.module("vit", ViT)
+  m.kind, m.taps, m.depth, m.heads, m.width, m.directions = "vit", TAPS, o.depth, o.heads, D, { "" }
+  m.side = build.side(o)
+  m.tokens = m.side * m.side + 1
+  m.place_class = function() return { 1 } end
+  m.class_positions = { 1 }
+  local fan = o.channels * o.patch * o.patch
+  m.cls_token = nn.param({ 1, 1, D }, nn.trunc_normal(0.02), false)
+  m.pos_embed = nn.param({ 1, m.tokens, D }, nn.trunc_normal(0.02), false)
+  local proj = plain("patch", {
+    { "weight", nn.param({ D, o.channels, o.patch, o.patch }, nn.lecun(fan)) },
+    { "bias", nn.param({ D }, nn.constant(0), false) },
+  })
+  m.patch_embed = plain("patch_embed", { { "proj", proj } })
+  m.blocks = nn.list(o.depth, function() return block(D, o.ratio) end)
+  m.norm = nn.layer_norm(D)
+  m.head = linear(D, o.classes)
+  return m
+end
+
+return build.described("vit", M)

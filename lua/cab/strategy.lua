@@ -1,0 +1,116 @@
+--- A strategy says how the student learns from the teacher: needs, options, build(pairs), loss(pairs, batch).
+--- Modules assigned in build are trained and saved with the student under "aligner.".
+local core = require "cab.core"
+local options = require "cab.options"
+local nn = require "cab.nn"
+local op = core.ops
+
+local Strategy = {}
+
+-- What every instance has; a strategy's own file adds build and loss to its class.
+local Instance = {}
+
+function Instance:build() end
+
+--- Builds and initialises the parameters. @param o? {seed?: integer, dtype?: string, prefix?: string}
+function Instance:prepare(pairs, o)
+  o = o or {}
+  rawset(self, "prefix", o.prefix or "aligner.")
+  self:build(pairs)
+  self.module:init { seed = o.seed, dtype = o.dtype, prefix = self.prefix }
+  return self
+end
+
+function Instance:parameters() return self.module:parameters(self.prefix) end
+function Instance:state_dict() return self.module:state(self.prefix) end
+function Instance:load(tensors) return self.module:load(tensors, self.prefix) end
+
+--- True if an option is the map "standard", so that pairs:measure must run first.
+function Instance:measures()
+  for _, value in pairs(self.given) do
+    if value == "standard" then return true end
+  end
+  return false
+end
+
+--- The loss of one step (scalar tensor). @param batch {images, labels, target, logits, teacher}
+function Instance:run(pairs, batch)
+  rawset(self, "fits", {})
+  return self:loss(pairs, batch)
+end
+
+--- mse(prediction, target), remembered for the R2 of metrics(). @return cab.Tensor
+function Instance:fit(prediction, target)
+  local mse = op.mse(prediction, target)
+  if self.fits then table.insert(self.fits, { mse = mse, target = target }) end
+  return mse
+end
+
+-- Mean over elements of (target - mean of its feature)^2, a number; target [b,l,D].
+local function variance(target)
+  local x = target:detach():to("f64")
+  local features = op.sum(op.sum(x, { dim = 1 }), { dim = 1 }) * (x:size(-1) / x:count())
+  return op.mse(x, features:expand(x:shape())):item()
+end
+
+--- Of the last run: r2 = mean over fits of 1 - mse / var(target): 0 for the best constant, 1 for a perfect bridge.
+--- Reads values back: not for every step.
+---@return {r2?: number}
+function Instance:metrics()
+  local fits, sum, seen = self.fits or {}, 0, {}
+  if #fits == 0 then return {} end
+  core.no_grad(function()
+    for _, f in ipairs(fits) do
+      seen[f.target] = seen[f.target] or variance(f.target)
+      sum = sum + 1 - f.mse:item() / math.max(seen[f.target], 1e-30)
+    end
+  end)
+  return { r2 = sum / #fits }
+end
+
+--- Parameters that the loss alone does not reach: see cab.audit.
+local function instance(class, given)
+  local checked = options.check(given, class.options, ("option of strategy '%s'"):format(class.name or "?"), class.optional)
+  local self = { class = class, needs = class.needs, given = checked, module = nn.module("strategy", {}) }
+  for k, v in pairs(checked) do self[k] = v end
+  return setmetatable(self, {
+    __name = "cab.strategy",
+    __index = function(_, k)
+      if class[k] ~= nil then return class[k] end
+      return Instance[k]
+    end,
+    __newindex = function(t, k, v)
+      if nn.is_module(v) then t.module[k] = v end
+      rawset(t, k, v)
+    end,
+  })
+end
+
+--- A new strategy: a table to which build(pairs) and loss(pairs, batch) are added.
+---@param o {needs: {student?: string[], teacher?: string[]}, options?: table, optional?: table, name?: string}
+function Strategy.define(o)
+  options.check(o, { needs = {}, options = {} }, "field of cab.strategy", { name = "string", optional = "table" })
+  options.check(o.needs or {}, { student = {}, teacher = {} }, "field of needs")
+  local class = { needs = o.needs or {}, options = o.options or {}, optional = o.optional, name = o.name, is_strategy = true }
+  return class
+end
+
+--- An instance: create "soft", create {"attention_bridge", hidden = 64}, or create(class, options).
+---@param what string|table
+---@param given? table
+function Strategy.create(what, given)
+  if type(what) == "table" and not what.is_strategy then
+    what, given = what[1], what
+  end
+  local class = what
+  if type(what) == "string" then
+    class = require "cab".strategies[what]
+    class.name = class.name or what
+  end
+  if type(class) ~= "table" or not class.is_strategy then
+    options.fail(2, "not-a-strategy", "expected the name of a strategy or what cab.strategy returned")
+  end
+  return instance(class, given)
+end
+
+return setmetatable(Strategy, { __call = function(_, o) return Strategy.define(o) end })
