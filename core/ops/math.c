@@ -30,9 +30,9 @@ static CabStatus binary_apply(CabCall *c) {
 
 /* add: ga = gb = gy; sub: gb = -gy. Nothing is saved. */
 static CabStatus sum_gradient(CabCall *c) {
-  double sign = binary_kind(c) == BINARY_SUB ? -1 : 1;
-  for (int i = 0; i < 2; i++)
-    if (c->gin[i]) RUN(c, affine, c->rows, i ? sign : 1.0, 0.0, CAB_DATA(c->gout[0]), CAB_DATA(c->gin[i]));
+  if (c->gin[0]) cab_share_gin(c, 0, c->gout[0]);
+  if (c->gin[1] && binary_kind(c) == BINARY_ADD) cab_share_gin(c, 1, c->gout[0]);
+  else if (c->gin[1]) RUN(c, affine, c->rows, -1.0, 0.0, CAB_DATA(c->gout[0]), CAB_DATA(c->gin[1]));
   return CAB_OK;
 }
 

@@ -60,7 +60,8 @@ static CabStatus norm_gradient(CabCall *c, bool rms) {
   RUN(c, norm_backward, rms, c->rows, D, CAB_DATA(c->out[1]), CAB_DATA(c->in[1]), rms ? NULL : CAB_DATA(c->out[2]),
       CAB_DATA(c->out[rms ? 2 : 3]), CAB_DATA(gy), CAB_DATA(c->gout[1]), CAB_DATA(gx), CAB_DATA(c->gin[1]),
       CAB_DATA(c->gin[2]), CAB_DATA(partial));
-  return c->gin[0] && c->gin[3] ? cab_share_gin(c, 3, gx) : CAB_OK;
+  if (c->gin[0] && c->gin[3]) cab_share_gin(c, 3, gx);
+  return CAB_OK;
 }
 
 static CabStatus layer_apply(CabCall *c) { return norm_apply(c, false); }

@@ -56,9 +56,9 @@ CabStatus cab_call_check_ids(const CabCall *c, int input, int64_t least, int64_t
                        (long long)bad + 1, (long long)least, (long long)end - 1);
 }
 
-CabStatus cab_share_gin(CabCall *c, int input, CabTensor *gradient) {
-  RUN(c, affine, cab_tensor_count(gradient), 1.0, 0.0, cab_tensor_data(gradient), cab_tensor_data(c->gin[input]));
-  return CAB_OK;
+void cab_share_gin(CabCall *c, int input, CabTensor *gradient) {
+  cab_tensor_release(c->gin[input]);
+  c->gin[input] = cab_tensor_retain(gradient);
 }
 
 CabTensor *cab_scratch(CabCall *c, int64_t count) {
@@ -289,8 +289,7 @@ static void restore_call(const CabNode *node, CabCall *c) {
 
 static CabStatus make_gradients(const CabNode *node, CabCall *c, CabTensor **gout) {
   const CabSignature *sig = ((const Record *)node->ctx)->sig;
-  for (int i = 0; i < node->outputs; i++)
-    if (gout[i] && !(c->gout[i] = cab_tensor_contiguous_copy(gout[i]))) return cab_error()->code;
+  for (int i = 0; i < node->outputs; i++) c->gout[i] = gout[i]; /* contiguous: the tape sees to it */
   for (int i = 0; i < node->inputs; i++) {
     const CabEdge *edge = &node->in[i];
     if (!cab_node_wants(node, i)) continue;
@@ -307,7 +306,6 @@ static void free_scratch(CabCall *c) {
 
 static CabStatus backward(CabNode *node, CabTensor **gout, CabTensor **gin) {
   const CabSignature *sig = ((const Record *)node->ctx)->sig;
-  bool grad = cab_set_grad_enabled(false); /* reshapes below are no history */
   CabCall c = {0};
   restore_call(node, &c);
   CabStatus status = make_gradients(node, &c, gout);
@@ -318,9 +316,7 @@ static CabStatus backward(CabNode *node, CabTensor **gout, CabTensor **gin) {
     else if (status == CAB_OK) gin[i] = cab_tensor_retain(c.gin[i]);
     cab_tensor_release(c.gin[i]);
   }
-  for (int i = 0; i < node->outputs; i++) cab_tensor_release(c.gout[i]);
   free_scratch(&c);
-  cab_set_grad_enabled(grad);
   return status;
 }
 

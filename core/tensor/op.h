@@ -70,7 +70,7 @@ CabStatus cab_call_fail(const CabCall *c, const char *fmt, ...) __attribute__((f
 CabStatus cab_call_constant(const CabCall *c, int input); /* refuses a gradient to in[input] */
 CabStatus cab_call_copy_input(CabCall *c, int input);     /* in[input] becomes contiguous; for `check` */
 CabStatus cab_call_check_ids(const CabCall *c, int input, int64_t least, int64_t end); /* i32 in [least, end) */
-CabStatus cab_share_gin(CabCall *c, int input, CabTensor *gradient); /* gin[input] = the same values */
+void cab_share_gin(CabCall *c, int input, CabTensor *gradient); /* gin[input] = gradient; the tape never writes to a shared one */
 /* Row stride of an argument marked '~'; of one that is absent or was not saved: 0. At least the row length. */
 int64_t cab_ld(const CabTensor *t);
 CabTensor *cab_scratch(CabCall *c, int64_t count); /* f32/f64 buffer freed when the call ends; NULL: error slot */

@@ -31,7 +31,7 @@ end
 
 -- Paths of the repository's data folder: beside the working directory or beside the installed program.
 local function find(path)
-  for _, root in ipairs { "", (core.home or "") .. "/" } do
+  for _, root in ipairs { "", (package.searchpath("cab.data", package.path) or ""):gsub("lua/cab/data%.lua$", "") .. "" } do
     local f = io.open(root .. path, "rb")
     if f then f:close(); return root .. path end
   end

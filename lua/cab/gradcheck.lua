@@ -1,6 +1,7 @@
 --- Gradients against central differences in f64: for any function of tensors.
 local core = require "cab.core"
 local options = require "cab.options"
+local check = require "cab.check"
 
 local function position(t, index) -- flat 1-based index -> "[2,3]"
   local shape, at = t:shape(), {}
@@ -30,7 +31,7 @@ end
 ---@param o? {eps?: number, atol?: number, rtol?: number, samples?: integer} `samples`: elements checked per input (all)
 ---@return {worst: number, checked: integer} worst: largest error over its allowance, at most 1
 return function(fn, inputs, o)
-  o = options.check(o, { eps = 1e-6, atol = 1e-5, rtol = 1e-3, samples = math.huge }, "option of gradcheck")
+  o = check.options({ eps = 1e-6, atol = 1e-5, rtol = 1e-3, samples = math.huge }, o, "gradcheck")
   for i, t in ipairs(inputs) do
     if t:dtype() ~= "f64" then options.fail(1, "gradcheck", ("gradcheck: input %d is %s, expected f64"):format(i, t:dtype())) end
     t.requires_grad, t.grad = true, nil
@@ -51,14 +52,14 @@ return function(fn, inputs, o)
       values[index] = old
       return loss
     end
-    local step = math.max(1, n // math.min(n, o.samples))
+    local step = math.max(1, math.ceil(n / o.samples))
     for index = 1, n, step do
       local x = values[index]
       local numeric = (at(index, x + o.eps) - at(index, x - o.eps)) / (2 * o.eps)
       local analytic = grads and grads[index] or 0
       local share = math.abs(analytic - numeric) / (o.atol + o.rtol * math.abs(numeric))
       worst, checked = math.max(worst, share), checked + 1
-      if not (share <= 1) then
+      if share > 1 or share ~= share then
         core.no_grad(function() t:copy(core.tensor(values, "f64"):reshape(shape)) end)
         options.fail(1, "gradcheck", ("gradcheck: input %d at %s: gradient %.9g, differences predict %.9g"):format(
           i, position(t, index), analytic, numeric))

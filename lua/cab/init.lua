@@ -4,7 +4,7 @@
 local core = require "cab.core"
 
 local modules = {
-  nn = "cab.nn", data = "cab.data", recipe = "cab.recipe", strategy = "cab.strategy", schedule = "cab.schedule",
+  nn = "cab.nn", models = "cab.models", data = "cab.data", recipe = "cab.recipe", strategy = "cab.strategy", schedule = "cab.schedule",
   train = "cab.train", eval = "cab.eval", report = "cab.report", cli = "cab.cli", repl = "cab.repl",
   taps = "cab.taps", pairs = "cab.pairs", options = "cab.options", gradcheck = "cab.gradcheck",
   audit = "cab.audit",
@@ -18,7 +18,7 @@ for _, name in ipairs { "tensor", "zeros", "ones", "full", "empty", "arange", "u
   cab[name] = core[name]
 end
 
--- A table whose fields are files of lua/cab/FOLDER: cab.models.vim, cab.strategies.soft.
+-- A table whose fields are files of lua/cab/FOLDER: cab.strategies.soft.
 local function folder(what, prefix, names)
   return setmetatable({}, {
     __index = function(t, name)
@@ -33,7 +33,6 @@ local function folder(what, prefix, names)
     end,
   })
 end
-cab.models = folder("model", "cab.models.", { "vit", "vim" })
 cab.strategies = folder("strategy", "cab.strategies.", { "vanilla", "soft", "attention_bridge" })
 
 return setmetatable(cab, {

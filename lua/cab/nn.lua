@@ -187,7 +187,9 @@ end
 --- y[*,O] = x[*,I] w[O,I]^T + b. @param o? {bias?: boolean, init?: function, bias_init?: function}
 function nn.linear(inputs, outputs, o)
   o = o or {}
-  local m = nn.module("linear", { forward = function(self, x) return op.linear(x, self.weight, self.biased and self.bias or nil) end })
+  local m = nn.module("linear", {
+    forward = function(self, x) return op.linear(x, self.weight, self.biased and self.bias or nil) end,
+  })
   m.weight = nn.param({ outputs, inputs }, o.init or nn.kaiming(inputs))
   m.biased = o.bias ~= false
   if m.biased then m.bias = nn.param({ outputs }, o.bias_init or nn.kaiming(inputs), false) end

@@ -1,4 +1,4 @@
---- Options with defaults: an unknown name is an error that says the nearest one.
+--- Error objects, and unknown names answered with the nearest one. Schemas are checked by cab.check.
 local options = {}
 
 local Error = { __name = "cab.error" }
@@ -77,28 +77,6 @@ function options.unknown(what, name, names, code)
   local near = options.nearest(name, names)
   options.fail(code or 2, "unknown-name", ("unknown %s '%s'%s (known: %s)"):format(
     what, tostring(name), near and ("; did you mean '%s'?"):format(near) or "", table.concat(names, ", ")))
-end
-
---- A copy of `defaults` with the values of `given`. A name in neither `defaults` nor `optional` is an error.
----@param given table|nil string keys; the array part is left alone
----@param defaults table name -> value (its type is the option's type)
----@param what string for the message: "option of vim"
----@param optional? table<string, string> name -> type, for options without a default
----@return table
-function options.check(given, defaults, what, optional)
-  local out = {}
-  for k, v in pairs(defaults) do out[k] = v end
-  for k, v in pairs(given or {}) do
-    if type(k) == "string" then
-      local wanted = defaults[k] ~= nil and type(defaults[k]) or optional and optional[k]
-      if not wanted then options.unknown(what, k, options.names(defaults, optional or {})) end
-      if wanted ~= "any" and type(v) ~= wanted then
-        options.fail(2, "option-type", ("%s '%s' is a %s, expected a %s"):format(what, k, type(v), wanted))
-      end
-      out[k] = v
-    end
-  end
-  return out
 end
 
 --- `value` if it is one of `choices`, else an error with the nearest one.

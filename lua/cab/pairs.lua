@@ -53,7 +53,11 @@ end
 function M.layers(map, L, T)
   local o = type(map) == "table" and map or { map or "proportional" }
   local name = options.choice(o[1], { "last", "manual", "one_to_one", "proportional" }, "layer map")
-  options.check(o, {}, ("option of layer map '%s'"):format(name), name == "last" and { k = "number" } or nil)
+  for key in pairs(o) do
+    if type(key) == "string" and not (name == "last" and key == "k") then
+      options.unknown(("option of layer map '%s'"):format(name), key, name == "last" and { "k" } or {})
+    end
+  end
   return maps[name](L, T, o)
 end
 

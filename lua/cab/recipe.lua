@@ -54,16 +54,17 @@ local stage = {
   steps  = { "integer", min = 1 },
   lr     = { numbers, min = 0 },                                -- given: the stage has its own schedule
 }
-local function model_schema(kind, path)
-  local models = require "cab.models"
-  local known = models.kinds or models
-  if not known[kind] then check.usage(path .. ": " .. check.unknown("kind", kind, known)) end
-  return type(known[kind]) == "table" and known[kind].options or nil
-end
-
+-- name -> rule of a spec's options.
 local function spec_schema(key, spec)
-  if key == "data" then return require "cab.data".kinds[spec.kind].options end
-  return model_schema(spec.kind, key)
+  if key == "data" then
+    local kinds = require "cab.data".kinds
+    if not kinds[spec.kind] then check.usage("data: " .. check.unknown("kind", spec.kind, kinds)) end
+    return kinds[spec.kind].options
+  end
+  local model = require "cab".models[spec.kind] -- faults on unknown kinds
+  local rules = {}
+  for name, kind in pairs(require "cab.models.build".types(model)) do rules[name] = { kind } end
+  return rules
 end
 
 -- soft = 1, soft = { weight = 1, temperature = 2 }, align = { "attention_bridge", weight = 3 }: the strategy is the first
@@ -122,14 +123,17 @@ function M.resolve(given)
   for _, key in ipairs { "data", "teacher", "student" } do
     local spec = r[key]
     if spec then
+      spec = check.copy(spec)
+      spec.kind = spec.kind or spec[1] -- models are { "vim", ... }
+      spec[1] = nil
       if type(spec.kind) ~= "string" then
         check.usage(("%s is a plain table, expected what cab.%s.NAME{...} returns"):format(key, key == "data" and "data" or "models"))
       end
-      local kind, rules, plain = spec.kind, spec_schema(key, spec), check.copy(spec)
-      plain.kind = nil
-      if rules then plain = check.options(rules, plain, key) end
-      plain.kind = kind
-      r[key] = plain
+      local kind, rules = spec.kind, spec_schema(key, spec)
+      spec.kind = nil
+      spec = check.options(rules, spec, key)
+      spec.kind = kind
+      r[key] = spec
     end
   end
   r.stages = stages(r.stages)

@@ -2,6 +2,7 @@
 --- Modules assigned in build are trained and saved with the student under "aligner.".
 local core = require "cab.core"
 local options = require "cab.options"
+local check = require "cab.check"
 local nn = require "cab.nn"
 local op = core.ops
 
@@ -10,7 +11,7 @@ local Strategy = {}
 -- What every instance has; a strategy's own file adds build and loss to its class.
 local Instance = {}
 
-function Instance:build() end
+function Instance.build() end
 
 --- Builds and initialises the parameters. @param o? {seed?: integer, dtype?: string, prefix?: string}
 function Instance:prepare(pairs, o)
@@ -68,9 +69,8 @@ function Instance:metrics()
   return { r2 = sum / #fits }
 end
 
---- Parameters that the loss alone does not reach: see cab.audit.
 local function instance(class, given)
-  local checked = options.check(given, class.options, ("option of strategy '%s'"):format(class.name or "?"), class.optional)
+  local checked = check.options(class.options, given, ("strategy '%s'"):format(class.name or "?"))
   local self = { class = class, needs = class.needs, given = checked, module = nn.module("strategy", {}) }
   for k, v in pairs(checked) do self[k] = v end
   return setmetatable(self, {
@@ -86,13 +86,14 @@ local function instance(class, given)
   })
 end
 
---- A new strategy: a table to which build(pairs) and loss(pairs, batch) are added.
----@param o {needs: {student?: string[], teacher?: string[]}, options?: table, optional?: table, name?: string}
+--- A new strategy: a table to which build(pairs) and loss(pairs, batch) are added. Options are defaults, or schema entries
+--- of cab.check.
+---@param o {needs?: {student?: string[], teacher?: string[]}, options?: table, name?: string}
 function Strategy.define(o)
-  options.check(o, { needs = {}, options = {} }, "field of cab.strategy", { name = "string", optional = "table" })
-  options.check(o.needs or {}, { student = {}, teacher = {} }, "field of needs")
-  local class = { needs = o.needs or {}, options = o.options or {}, optional = o.optional, name = o.name, is_strategy = true }
-  return class
+  o = check.options({ needs = { "table", default = {} }, options = { "table", default = {} }, name = { "string" } }, o, "cab.strategy")
+  check.options({ student = { "table" }, teacher = { "table" } }, o.needs, "cab.strategy.needs")
+  o.is_strategy = true
+  return o
 end
 
 --- An instance: create "soft", create {"attention_bridge", hidden = 64}, or create(class, options).
@@ -100,7 +101,11 @@ end
 ---@param given? table
 function Strategy.create(what, given)
   if type(what) == "table" and not what.is_strategy then
-    what, given = what[1], what
+    given = {}
+    for k, v in pairs(what) do
+      if k ~= 1 then given[k] = v end
+    end
+    what = what[1]
   end
   local class = what
   if type(what) == "string" then

@@ -1,77 +1,66 @@
 --- What models share: descriptions (recipe side), sizes, weights, position embeddings of another grid.
 local core = require "cab.core"
 local options = require "cab.options"
+local check = require "cab.check"
 
 local build = {}
 
---- A constructor of descriptions: vim{ size = "tiny" } checks names and returns a flat table ({"vim", size = "tiny"}) whose
---- fields a recipe may still override; d:build{classes=, ...} resolves it and makes the model.
----@param kind string
----@param M table has defaults, optional, sizes and new(resolved) -> model
-function build.described(kind, M)
-  local what = "option of model '" .. kind .. "'"
+-- What the data and the run decide where the recipe does not.
+local FALLBACK = { image = 224, channels = 3, classes = 1000, seed = 0, dtype = "f32" }
+
+--- The options that every image model has; `more` are the model's own. In the schema language of cab.check.
+function build.schema(sizes, more)
+  local schema = {
+    size = { "string", default = "tiny", one_of = options.names(sizes) },
+    patch = { "integer", default = 16, min = 1 }, image = { "integer", min = 1 }, channels = { "integer", min = 1 },
+    classes = { "integer", min = 1 }, dim = { "integer", min = 1 }, depth = { "integer", min = 1 },
+    seed = { "integer", min = 0 }, dtype = { "string", one_of = { "f32", "f64" } }, weights = { "string" },
+  }
+  for k, v in pairs(more) do schema[k] = v end
+  return schema
+end
+
+--- Makes M callable: vim{ size = "small" } checks the names and returns a description, a flat table ({kind = "vim", size =
+--- "small"}) whose fields a recipe may still override; description:build{classes=, ...} makes the model.
+---@param M table has kind, options (schema), sizes and new(resolved) -> model
+function build.described(M)
   local Description = { __name = "cab.model" }
   Description.__index = Description
-
-  --- The options as new() sees them: given > extra > size > defaults.
-  function Description:resolve(extra)
-    local given = options.check(self, {}, what, build.types(M))
-    local o = options.check(nil, M.defaults, what)
-    local size = given.size or o.size
-    options.choice(size, options.names(M.sizes), "size of model '" .. kind .. "'")
-    for k, v in pairs(M.sizes[size]) do o[k] = v end
-    for k, v in pairs(options.check(extra, {}, what, build.types(M))) do o[k] = v end
-    for k, v in pairs(given) do o[k] = v end
-    return o
-  end
-
-  --- @param extra? table what the data and the run decide: classes, channels, image, seed, dtype
-  function Description:build(extra)
-    local o = self:resolve(extra)
-    build.check_grid(kind, o)
-    local model = M.new(o)
-    rawset(model, "options", o)
-    rawset(model, "dtype", o.dtype)
-    model:init { seed = o.seed, dtype = o.dtype }
-    if o.weights then build.load(model, core.load(o.weights)) end
-    return model
-  end
-
+  function Description:build(extra) return build.model(M, self, extra) end
   return setmetatable(M, {
     __call = function(_, given)
-      given = given or {}
-      options.check(given, {}, what, build.types(M))
-      local d = setmetatable({ kind }, Description)
-      for k, v in pairs(given) do
-        if type(k) == "string" then d[k] = v end
-      end
-      if d.size then options.choice(d.size, options.names(M.sizes), "size of model '" .. kind .. "'") end
+      check.options(M.options, given, M.kind)
+      local d = setmetatable({ kind = M.kind }, Description)
+      for k, v in pairs(given or {}) do d[k] = v end
       return d
     end,
   })
 end
 
---- name -> type name of every option of a model.
-function build.types(M)
-  local types = {}
-  for k, v in pairs(M.defaults) do types[k] = type(v) end
-  for k, v in pairs(M.optional) do types[k] = v end
-  return types
+--- The options as M.new sees them: given > size > extra > fallback.
+function build.resolve(M, given, extra)
+  local plain, o = {}, {}
+  for k, v in pairs(given) do
+    if k ~= "kind" then plain[k] = v end
+  end
+  plain = check.options(M.options, plain, M.kind)
+  for _, t in ipairs { FALLBACK, check.options(M.options, extra, M.kind), M.sizes[plain.size], plain } do
+    for k, v in pairs(t) do o[k] = v end
+  end
+  if o.patch > o.image then
+    options.fail(2, "model-grid", ("%s: patch %d is larger than the image, %d"):format(M.kind, o.patch, o.image))
+  end
+  return o
 end
 
-function build.check_grid(kind, o)
-  local stride = o.stride or o.patch
-  for _, key in ipairs { "image", "patch", "channels", "classes", "depth", "dim" } do
-    if math.type(o[key]) ~= "integer" or o[key] < 1 then
-      options.fail(2, "model-option", ("%s: %s is %s, expected a positive integer"):format(kind, key, tostring(o[key])))
-    end
-  end
-  if o.patch > o.image or stride < 1 then
-    options.fail(2, "model-grid", ("%s: patch %d does not fit image %d"):format(kind, o.patch, o.image))
-  end
-  if o.dtype ~= "f32" and o.dtype ~= "f64" then
-    options.fail(2, "model-dtype", ("%s: dtype is '%s', expected f32 or f64"):format(kind, o.dtype))
-  end
+--- @param M table @param given table a description or its plain fields @param extra? table classes, channels, image, ...
+function build.model(M, given, extra)
+  local o = build.resolve(M, given, extra)
+  local model = M.new(o)
+  model.kind, model.options, model.dtype = M.kind, o, o.dtype
+  model:init { seed = o.seed, dtype = o.dtype }
+  if o.weights then build.load(model, core.load(o.weights)) end
+  return model
 end
 
 --- Patches on one side.

@@ -3,16 +3,18 @@ local core = require "cab.core"
 local nn = require "cab.nn"
 local taps = require "cab.taps"
 local build = require "cab.models.build"
-local options = require "cab.options"
 local op = core.ops
 
+local SIZES = { tiny = { dim = 192, depth = 24 }, small = { dim = 384, depth = 24 }, base = { dim = 768, depth = 24 } }
 local M = {
-  defaults = {
-    size = "tiny", image = 224, patch = 16, channels = 3, classes = 1000, state = 16, expand = 2, conv = 4,
-    class_token = "middle", decay = "identity", halve = true, seed = 0, dtype = "f32",
-  },
-  optional = { dim = "number", depth = "number", stride = "number", rank = "number", weights = "string" },
-  sizes = { tiny = { dim = 192, depth = 24 }, small = { dim = 384, depth = 24 }, base = { dim = 768, depth = 24 } },
+  kind = "vim", sizes = SIZES,
+  options = build.schema(SIZES, {
+    state = { "integer", default = 16, min = 1, max = 256 }, expand = { "integer", default = 2, min = 1 },
+    conv = { "integer", default = 4, min = 1, max = 8 }, rank = { "integer", min = 1 }, stride = { "integer", min = 1 },
+    class_token = { "string", default = "middle", one_of = { "middle", "head", "double" } },
+    decay = { "string", default = "identity", one_of = { "identity", "s4d" } },
+    halve = { "boolean", default = true }, -- the mean of both directions, not their sum
+  }),
 }
 local TAPS = taps.declare({ "B", "C", "dt", "x", "z", "matrix", "hidden", "logits" }, { "B", "C", "dt", "x", "matrix" })
 local DIRECTIONS = { "", "_b" } -- forward, backward: the suffix of parameters and taps
@@ -145,10 +147,8 @@ local places = {
 --- @param o table resolved options
 function M.new(o)
   local D = o.dim
-  options.choice(o.class_token, { "double", "head", "middle" }, "class_token of vim")
-  options.choice(o.decay, { "identity", "s4d" }, "decay of vim")
   local m = nn.module("vim", Vim)
-  m.kind, m.taps, m.depth, m.width, m.directions, m.state_size = "vim", TAPS, o.depth, D, DIRECTIONS, o.state
+  m.taps, m.depth, m.width, m.directions, m.state_size = TAPS, o.depth, D, DIRECTIONS, o.state
   m.side, m.stride, m.place_class = build.side(o), o.stride or o.patch, places[o.class_token]
   m.class_positions = m.place_class(m.side * m.side)
   m.tokens = m.side * m.side + #m.class_positions
@@ -166,4 +166,4 @@ function M.new(o)
   return m
 end
 
-return build.described("vim", M)
+return build.described(M)

@@ -7,13 +7,13 @@ local build = require "cab.models.build"
 local options = require "cab.options"
 local op = core.ops
 
+local SIZES = {
+  tiny = { dim = 192, depth = 12, heads = 3 }, small = { dim = 384, depth = 12, heads = 6 },
+  base = { dim = 768, depth = 12, heads = 12 }, large = { dim = 1024, depth = 24, heads = 16 },
+}
 local M = {
-  defaults = { size = "tiny", image = 224, patch = 16, channels = 3, classes = 1000, ratio = 4, seed = 0, dtype = "f32" },
-  optional = { dim = "number", depth = "number", heads = "number", weights = "string" },
-  sizes = {
-    tiny = { dim = 192, depth = 12, heads = 3 }, small = { dim = 384, depth = 12, heads = 6 },
-    base = { dim = 768, depth = 12, heads = 12 }, large = { dim = 1024, depth = 24, heads = 16 },
-  },
+  kind = "vit", sizes = SIZES,
+  options = build.schema(SIZES, { heads = { "integer", min = 1 }, ratio = { "integer", default = 4, min = 1 } }),
 }
 local TAPS = taps.declare { "q", "k", "v", "attention", "hidden", "logits" }
 
@@ -74,7 +74,7 @@ function M.new(o)
     options.fail(2, "model-heads", ("vit: dim %d is not a multiple of heads %d"):format(D, o.heads))
   end
   local m = nn.module("vit", ViT)
-  m.kind, m.taps, m.depth, m.heads, m.width, m.directions = "vit", TAPS, o.depth, o.heads, D, { "" }
+  m.taps, m.depth, m.heads, m.width, m.directions = TAPS, o.depth, o.heads, D, { "" }
   m.side = build.side(o)
   m.tokens = m.side * m.side + 1
   m.place_class = function() return { 1 } end
@@ -93,4 +93,4 @@ function M.new(o)
   return m
 end
 
-return build.described("vit", M)
+return build.described(M)

@@ -1,8 +1,9 @@
-/* bind_file.c - whole files and the run directory's lock. */
+/* file.c - whole files and the run directory's lock. */
 #include "bind.h"
 #include "file.h"
 
 #include <string.h>
+#define XXH_STATIC_LINKING_ONLY /* the state on the stack */
 #include <xxhash.h>
 
 /* An open file that the collector closes if an error passes by. */

@@ -1,0 +1,246 @@
+/* main.c - the program: a Lua state with cab.core in it that runs require("cab.cli").main(arg). */
+#include <errno.h>
+#include <limits.h>
+#include <locale.h>
+#include <lualib.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "bind.h"
+
+/* ---- memory of the state: counted, limited on demand ------------------------------------------------------ */
+
+static struct { size_t used, limit; } heap;
+
+static void *allocate(void *ud, void *old, size_t old_size, size_t size) {
+  (void)ud;
+  if (!old) old_size = 0;
+  if (size == 0) {
+    heap.used -= old_size;
+    free(old);
+    return NULL;
+  }
+  bool grows = size > old_size;
+  if (grows && ((heap.limit && heap.used + (size - old_size) > heap.limit) || cab_fault("lua_alloc"))) return NULL;
+  void *p = realloc(old, size);
+  if (!p) return grows ? NULL : old; /* shrinking must not fail */
+  heap.used += size - old_size;
+  return p;
+}
+
+/* core.heap_limit([bytes]) -> bytes in use by Lua; beyond the limit "not enough memory". 0: no limit. */
+static int heap_limit(lua_State *L) {
+  if (!lua_isnoneornil(L, 1)) {
+    int64_t limit = bind_check_int(L, 1);
+    if (limit < 0) bind_arg_error(L, 1, "negative limit");
+    heap.limit = (size_t)limit;
+  }
+  lua_pushinteger(L, (lua_Integer)heap.used);
+  return 1;
+}
+
+/* ---- where the library is ------------------------------------------------------------------------------------ */
+
+static bool library_at(const char *dir, const char *below) {
+  char cli[sizeof bind_library + 32], path[sizeof bind_library];
+  struct stat info;
+  if ((size_t)snprintf(path, sizeof path, "%s/%s", dir, below) >= sizeof path) return false;
+  if (!realpath(path, bind_library)) return bind_library[0] = 0, false;
+  snprintf(cli, sizeof cli, "%s/cab", bind_library);
+  return stat(cli, &info) == 0 && S_ISDIR(info.st_mode);
+}
+
+/* build/cab -> lua/, PREFIX/bin/cab -> PREFIX/share/cab/lua */
+static bool find_library(void) {
+  static char exe[PATH_MAX];
+  ssize_t n = readlink("/proc/self/exe", exe, sizeof exe - 1);
+  if (n <= 0) return false;
+  exe[n] = 0;
+  char *slash = strrchr(exe, '/');
+  if (!slash) return false;
+  *slash = 0;
+  return library_at(exe, "../lua") || library_at(exe, "../share/cab/lua");
+}
+
+/* ---- only text chunks ---------------------------------------------------------------------------------------- */
+
+/* load(chunk, name, mode, env) with mode "t"; upvalue 1: Lua's load */
+static int text_load(lua_State *L) {
+  int count = lua_gettop(L);
+  if (count < 3) lua_settop(L, 3);
+  lua_pushliteral(L, "t");
+  lua_replace(L, 3);
+  lua_pushvalue(L, lua_upvalueindex(1));
+  lua_insert(L, 1);
+  lua_call(L, count < 3 ? 3 : count, LUA_MULTRET);
+  return lua_gettop(L);
+}
+
+/* loadfile(path, mode, env): Lua's, with mode "t"; upvalue 1: Lua's loadfile */
+static int text_loadfile(lua_State *L) {
+  int count = lua_gettop(L);
+  if (count < 2) lua_settop(L, 2);
+  lua_pushliteral(L, "t");
+  lua_replace(L, 2);
+  lua_pushvalue(L, lua_upvalueindex(1));
+  lua_insert(L, 1);
+  lua_call(L, count < 2 ? 2 : count, LUA_MULTRET);
+  return lua_gettop(L);
+}
+
+static int text_dofile(lua_State *L) {
+  const char *path = luaL_checkstring(L, 1);
+  lua_settop(L, 1);
+  if (luaL_loadfilex(L, path, "t")) lua_error(L);
+  lua_call(L, 0, LUA_MULTRET);
+  return lua_gettop(L) - 1;
+}
+
+/* package.searchers[2]: upvalue 1 is package */
+static int text_searcher(lua_State *L) {
+  const char *name = luaL_checkstring(L, 1);
+  lua_getfield(L, lua_upvalueindex(1), "searchpath");
+  lua_pushvalue(L, 1);
+  lua_getfield(L, lua_upvalueindex(1), "path");
+  lua_call(L, 2, 2);
+  if (lua_isnil(L, -2)) return 1; /* the list of places */
+  const char *path = lua_tostring(L, -2);
+  if (luaL_loadfilex(L, path, "t"))
+    luaL_error(L, "error loading module '%s' from file '%s':\n\t%s", name, path, lua_tostring(L, -1));
+  lua_pushvalue(L, 2);
+  lua_pushstring(L, path);
+  lua_remove(L, 2);
+  lua_settop(L, 4);
+  lua_pushvalue(L, 3);
+  lua_pushstring(L, path);
+  return 2;
+}
+
+static void refuse_bytecode(lua_State *L) {
+  lua_getglobal(L, "load"), lua_pushcclosure(L, text_load, 1), lua_setglobal(L, "load");
+  lua_getglobal(L, "loadfile"), lua_pushcclosure(L, text_loadfile, 1), lua_setglobal(L, "loadfile");
+  lua_pushcfunction(L, text_dofile), lua_setglobal(L, "dofile");
+  lua_getglobal(L, "package");
+  lua_getfield(L, -1, "searchers");
+  lua_pushvalue(L, -2);
+  lua_pushcclosure(L, text_searcher, 1);
+  lua_rawseti(L, -2, 2);
+  lua_pop(L, 2);
+}
+
+/* ---- run ----------------------------------------------------------------------------------------------------- */
+
+static int open_core(lua_State *L) {
+  luaopen_cab_core(L);
+  lua_pushcfunction(L, heap_limit), lua_setfield(L, -2, "heap_limit");
+  lua_pushstring(L, bind_library), lua_setfield(L, -2, "library");
+  return 1;
+}
+
+static void set_paths(lua_State *L) {
+  lua_getglobal(L, "package");
+  lua_getfield(L, -1, "path");
+  lua_pushfstring(L, "%s/?.lua;%s/?/init.lua;%s", bind_library, bind_library, lua_tostring(L, -1));
+  lua_setfield(L, -3, "path");
+  lua_pop(L, 2);
+}
+
+/* Keeps error tables as they are; bugs in scripts get a traceback. */
+static int on_error(lua_State *L) {
+  lua_settop(L, 1);
+  if (lua_type(L, 1) == LUA_TTABLE) {
+    lua_pushliteral(L, "code");
+    lua_rawget(L, 1);
+    lua_Integer code = lua_tointeger(L, -1);
+    if (code != CAB_E_LUA && code != CAB_E_BUG) return lua_settop(L, 1), 1;
+    luaL_traceback(L, L, NULL, 1);
+    lua_setfield(L, 1, "traceback");
+    return lua_settop(L, 1), 1;
+  }
+  const char *text = luaL_tolstring(L, 1, NULL);
+  lua_newtable(L);
+  lua_pushinteger(L, CAB_E_LUA), lua_setfield(L, -2, "code");
+  lua_pushstring(L, text), lua_setfield(L, -2, "message"); /* has its position already */
+  luaL_traceback(L, L, NULL, 1), lua_setfield(L, -2, "traceback");
+  luaL_setmetatable(L, BIND_ERROR);
+  return 1;
+}
+
+static int run(lua_State *L) {
+  int argc = (int)lua_tointeger(L, 1);
+  char **argv = lua_touserdata(L, 2);
+  luaL_openlibs(L);
+  refuse_bytecode(L);
+  set_paths(L);
+  luaL_getsubtable(L, LUA_REGISTRYINDEX, LUA_PRELOAD_TABLE);
+  lua_pushcfunction(L, open_core), lua_setfield(L, -2, "cab.core");
+  lua_createtable(L, argc, 1);
+  for (int i = 0; i < argc; i++) lua_pushstring(L, argv[i]), lua_rawseti(L, -2, i);
+  lua_pushvalue(L, -1), lua_setglobal(L, "arg");
+  lua_getglobal(L, "require"), lua_pushliteral(L, "cab.core"), lua_call(L, 1, 0);
+  lua_getglobal(L, "require"), lua_pushliteral(L, "cab.cli"), lua_call(L, 1, 1);
+  lua_getfield(L, -1, "main");
+  lua_pushvalue(L, -3);
+  lua_call(L, 1, 1);
+  return 1;
+}
+
+/* "cab: error[E65-st-overlap]: FILE: ..." and the exit code. */
+static int report(lua_State *L, int failed) {
+  if (failed == LUA_ERRMEM || lua_type(L, -1) != LUA_TTABLE) {
+    bool memory = failed == LUA_ERRMEM;
+    fprintf(stderr, "cab: error[E%d]: %s\n", memory ? CAB_E_MEMORY : CAB_E_LUA, lua_isstring(L, -1) ? lua_tostring(L, -1) : "?");
+    return memory ? CAB_E_MEMORY : CAB_E_LUA;
+  }
+  const char *names[] = {"id", "where", "message", "traceback"}, *field[4];
+  lua_pushliteral(L, "code");
+  lua_rawget(L, -2);
+  int code = lua_isinteger(L, -1) ? (int)lua_tointeger(L, -1) : CAB_E_LUA;
+  lua_pop(L, 1);
+  for (int i = 0; i < 4; i++) {
+    lua_pushstring(L, names[i]);
+    lua_rawget(L, -2 - i);
+    field[i] = lua_type(L, -1) == LUA_TSTRING ? lua_tostring(L, -1) : "";
+  }
+  if (code < 1 || code > 255) code = CAB_E_LUA;
+  bool script = (code == CAB_E_LUA || code == CAB_E_BUG) && field[1][0];
+  fprintf(stderr, "cab: error[E%d%s%s]: %s%s%s\n", code, field[0][0] ? "-" : "", field[0], script ? field[1] : "",
+          script ? ": " : "", field[2][0] ? field[2] : "error object without a message");
+  if (field[3][0]) fprintf(stderr, "%s\n", field[3]);
+  return code;
+}
+
+/* nil, true: 0; false: 1; an integer: itself. */
+static int exit_code(lua_State *L) {
+  if (lua_isinteger(L, -1)) return (int)lua_tointeger(L, -1) & 255;
+  return lua_isboolean(L, -1) && !lua_toboolean(L, -1) ? 1 : 0;
+}
+
+int main(int argc, char **argv) {
+  setlocale(LC_ALL, "C"); /* numbers have a point everywhere */
+  setlocale(LC_CTYPE, "C.UTF-8");
+  if (!find_library()) {
+    fprintf(stderr, "cab: error[E74]: the Lua library is neither in ../lua nor in ../share/cab/lua beside the program\n");
+    return CAB_E_IO;
+  }
+  lua_State *L = lua_newstate(allocate, NULL);
+  if (!L) return fprintf(stderr, "cab: error[E71]: not enough memory\n"), CAB_E_MEMORY;
+  lua_gc(L, LUA_GCGEN, 0, 0);
+  lua_pushcfunction(L, on_error);
+  lua_pushcfunction(L, run);
+  lua_pushinteger(L, argc);
+  lua_pushlightuserdata(L, argv);
+  int failed = lua_pcall(L, 2, 1, 1);
+  heap.limit = 0;
+  int code = failed ? report(L, failed) : exit_code(L);
+  lua_settop(L, 0);
+  lua_close(L);
+  bind_closed();
+  if (fflush(stdout) || ferror(stdout)) {
+    fprintf(stderr, "cab: error[E74]: standard output: %s\n", strerror(errno));
+    if (!code) code = CAB_E_IO;
+  }
+  return code;
+}

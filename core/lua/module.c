@@ -1,0 +1,22 @@
+/* module.c - the table of require "cab.core". */
+#include "bind.h"
+
+int luaopen_cab_core(lua_State *L) {
+  lua_newtable(L);
+  bind_error(L);
+  bind_tensor(L);
+  bind_tensor_make(L);
+  bind_concat(L);
+  bind_op(L);
+  bind_custom(L);
+  bind_scope(L);
+  bind_optim(L);
+  bind_misc(L);
+  bind_file(L);
+  bind_signal(L);
+  bind_json(L);
+  bind_doctor(L);
+  bind_io(L);
+  bind_data(L);
+  return 1;
+}

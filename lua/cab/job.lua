@@ -1,0 +1,270 @@
+--- What a recipe becomes: data, models, strategies of each stage, parameters with their moments. No loop here.
+local core = require "cab.core"
+local check = require "cab.check"
+local options = require "cab.options"
+local M = {}
+
+---@class Job
+---@field recipe table resolved recipe
+---@field params table[] {name, tensor, decay, m, v, student: boolean, born: integer?}
+local Job = {}
+Job.__index = Job
+
+local function same(a, b)
+  if type(a) ~= "table" or type(b) ~= "table" or a.is_strategy then return a == b end
+  for k, v in pairs(a) do if k ~= "weight" and not same(v, b[k]) then return false end end
+  for k in pairs(b) do if k ~= "weight" and a[k] == nil then return false end end
+  return true
+end
+M.same = same
+
+-- One instance for each different term; stages that repeat a term with another weight share it.
+local function instances(self)
+  local made = {}
+  for _, stage in ipairs(self.recipe.stages) do
+    local s = { spec = stage, terms = {}, list = {} }
+    for _, name in ipairs(options.names(stage.loss)) do
+      local term, found = stage.loss[name], nil
+      for _, m in ipairs(made) do if m.name == name and same(m.term, term) then found = m end end
+      if not found then
+        local set = check.copy(term)
+        set.strategy, set.weight = nil, nil
+        found = { name = name, term = term, strategy = require "cab.strategy".create(term.strategy, set) }
+        local number = 1
+        for _, m in ipairs(made) do if m.name == name then number = number + 1 end end
+        local prefix = name == "align" and "aligner" or name
+        found.prefix = number == 1 and prefix .. "." or prefix .. number .. "."
+        found.strategy:prepare(self.pairs, { seed = self.recipe.seed, prefix = found.prefix })
+        made[#made + 1] = found
+      end
+      s.terms[#s.terms + 1] = { name = name, weight = term.weight, strategy = found.strategy }
+      s.list[#s.list + 1] = found.strategy
+    end
+    self.stages[#self.stages + 1] = s
+  end
+  self.strategies = made
+end
+
+local function add_parameters(self, list, student)
+  for _, p in ipairs(list) do
+    local shape, dtype = p.tensor:shape(), p.tensor:dtype()
+    self.params[#self.params + 1] = {
+      name = p.name, tensor = p.tensor, decay = p.decay, student = student,
+      m = core.zeros(shape, dtype), v = core.zeros(shape, dtype),
+    }
+    if student and self.recipe.optim.ema > 0 then self.params[#self.params].average = p.tensor:detach():clone() end
+  end
+end
+
+-- The stages' borders in steps, and each stage's schedule: one over all stages, unless a stage brings its own rate.
+local function plan(self)
+  local r, last = self.recipe, 0
+  local per_epoch = self.per_epoch
+  for _, s in ipairs(self.stages) do
+    s.first = last + 1
+    s.last = last + (s.spec.steps or math.max(1, math.floor(s.spec.epochs * per_epoch + 0.5)))
+    last = s.last
+  end
+  self.steps = last
+  local function schedule(steps, lr)
+    local o = r.optim
+    return { kind = o.schedule, lr = lr, low = math.min(o.low, lr), start = math.min(o.start, lr), steps = steps,
+      warmup = math.floor(o.warmup * per_epoch + 0.5), cooldown = math.floor(o.cooldown * per_epoch + 0.5) }
+  end
+  for _, s in ipairs(self.stages) do
+    s.schedule = s.spec.lr and schedule(s.last - s.first + 1, s.spec.lr) or schedule(self.steps, r.optim.lr)
+    s.origin = s.spec.lr and s.first - 1 or 0
+  end
+end
+
+local function model(spec, extra)
+  local given = check.copy(spec)
+  given.kind = nil
+  if given.weights then given.weights = require "cab.data".find(given.weights) end
+  return require "cab".models[spec.kind](given):build(extra)
+end
+
+--- Opens data and builds the models.
+---@param r table resolved recipe
+---@return Job
+function M.build(r)
+  local taps = require "cab.taps"
+  local self = setmetatable({ recipe = r, stages = {}, params = {} }, Job)
+  if r.threads > 0 then core.threads(r.threads) end
+  self.data = require "cab.data".build(r.data)
+  self.per_epoch = self.data:batches(r.batch)
+  if self.per_epoch == 0 then
+    check.fail(2, ("batch is %d, there are only %d training images"):format(r.batch, self.data.count.train))
+  end
+  local extra = { classes = self.data.classes, channels = self.data.channels, image = self.data.size, seed = r.seed }
+  self.student = model(r.student, extra)
+  self.teacher = r.teacher and model(r.teacher, extra):freeze()
+  if self.teacher then
+    self.pairs = require "cab.pairs".new { student = self.student, teacher = self.teacher, map = r.pairs }
+  end
+  instances(self)
+  for _, s in ipairs(self.stages) do
+    s.student_taps = taps.wanted(s.list, "student", self.student)
+    s.teacher_taps = self.teacher and taps.wanted(s.list, "teacher", self.teacher)
+    for _, strategy in ipairs(s.list) do self.measures = self.measures or strategy:measures() end
+  end
+  add_parameters(self, self.student:parameters(), true)
+  for _, made in ipairs(self.strategies) do add_parameters(self, made.strategy:parameters(), false) end
+  plan(self)
+  return self
+end
+
+--- Mean and deviation of the teacher's targets, from up to 1000 shuffled training images: all classes are among them.
+function Job:measure()
+  if not self.measures then return end
+  local loader = self.data:loader("train", { batch = math.min(100, self.data.count.train), seed = self.recipe.seed, epoch = 1 << 30 })
+  local left = 10
+  self.pairs:measure(self.teacher, function()
+    left = left - 1
+    return left >= 0 and loader:next() or nil
+  end)
+  loader:close()
+end
+
+---@param step integer
+---@return table stage
+---@return integer its number
+function Job:stage(step)
+  for i, s in ipairs(self.stages) do if step <= s.last then return s, i end end
+  return self.stages[#self.stages], #self.stages
+end
+
+--- The losses of a batch. Inside the caller's scope.
+---@param stage table
+---@param images any f32[b,C,H,W]
+---@param labels any i32[b]
+---@param target? any f32[b,classes] of a mixed batch
+---@return table[] terms {name, weight, value: scalar tensor, strategy}
+---@return any logits [b,classes]
+---@return table taps of the student
+function Job:losses(stage, images, labels, target)
+  local batch = { images = images, labels = labels, target = target }
+  local teacher_taps
+  if stage.teacher_taps then
+    batch.teacher, teacher_taps = core.no_grad(function() return self.teacher:forward(images, stage.teacher_taps) end)
+  elseif self.teacher then -- logits only, and only for those that read them
+    setmetatable(batch, { __index = function(t, key)
+      if key ~= "teacher" then return nil end
+      local logits = core.no_grad(function() return (self.teacher:forward(images)) end)
+      rawset(t, key, logits)
+      return logits
+    end })
+  end
+  local logits, taps = self.student:forward(images, stage.student_taps)
+  batch.logits = logits
+  if self.pairs then self.pairs:step(taps, teacher_taps) end
+  local terms = {}
+  for i, term in ipairs(stage.terms) do
+    terms[i] = { name = term.name, weight = term.weight, strategy = term.strategy, value = term.strategy:run(self.pairs, batch) }
+  end
+  return terms, logits, taps
+end
+
+--- sum of weight * value.
+function M.total(terms)
+  local sum
+  for _, t in ipairs(terms) do
+    local part = t.weight == 1 and t.value or t.value * t.weight
+    sum = sum and sum + part or part
+  end
+  return sum
+end
+
+---@param only_student? boolean
+---@return any[] tensors
+function Job:tensors(only_student)
+  local list = {}
+  for _, p in ipairs(self.params) do if p.student or not only_student then list[#list + 1] = p.tensor end end
+  return list
+end
+
+function Job:clear_gradients()
+  for _, p in ipairs(self.params) do p.tensor.grad = nil end
+end
+
+--- The gradient norm of each term alone, by a pass of its own each: on the student, and on all parameters.
+---@return table name -> {student, all, share: of the student's sum}
+function Job:shares(stage, images, labels, target)
+  local out, sum = {}, 0
+  for i, term in ipairs(stage.terms) do
+    local scope <close> = core.scope()
+    local one = self:losses(stage, images, labels, target)[i]
+    local norm = { student = 0, all = 0 }
+    if one.value.requires_grad then
+      self:clear_gradients()
+      one.value:backward()
+      norm.student = one.weight * core.grad_norm(self:tensors(true))
+      norm.all = one.weight * core.grad_norm(self:tensors())
+      self:clear_gradients()
+    end
+    sum = sum + norm.student
+    out[term.name] = norm
+  end
+  for _, norm in pairs(out) do norm.share = sum > 0 and norm.student / sum or 0 end
+  return out
+end
+
+--- Everything a checkpoint holds: weights, moments, averages, statistics.
+---@return table name -> tensor
+function Job:state()
+  local out = {}
+  for _, p in ipairs(self.params) do
+    out[(p.student and "student." or "") .. p.name] = p.tensor
+    out["adam.m." .. p.name], out["adam.v." .. p.name] = p.m, p.v
+    if p.average then out["average." .. p.name] = p.average end
+  end
+  for name, t in pairs(self.pairs and self.pairs:statistics() or {}) do out[name] = t end
+  return out
+end
+
+--- Takes a checkpoint's tensors back; faults (65) unless names and shapes are those of this recipe.
+---@param tensors table
+---@param path string for messages
+function Job:restore(tensors, path)
+  local state, seen = self:state(), {}
+  if self.pairs then self.pairs:restore(tensors) end
+  for name, t in pairs(state) do
+    local from = tensors[name]
+    if not from then check.fail(65, ("%s: '%s' is missing: of another recipe"):format(path, name), { file = path, id = "checkpoint" }) end
+    local a, b = table.concat(from:shape(), ","), table.concat(t:shape(), ",")
+    if a ~= b then
+      check.fail(65, ("%s: '%s' is [%s], expected [%s]"):format(path, name, a, b), { file = path, id = "checkpoint" })
+    end
+    seen[name] = true
+  end
+  for name in pairs(tensors) do
+    if not seen[name] and not name:find("^pairs%.") then
+      check.fail(65, ("%s: unexpected '%s': of another recipe"):format(path, name), { file = path, id = "checkpoint" })
+    end
+  end
+  core.no_grad(function()
+    for name, t in pairs(state) do t:copy(tensors[name]) end
+  end)
+end
+
+--- Calls fn with the averaged weights in place of the student's, if there are averages.
+function Job:averaged(fn)
+  local raw = {}
+  local function swap(back)
+    core.no_grad(function()
+      for i, p in ipairs(self.params) do
+        if p.average then
+          if not back then raw[i] = p.tensor:detach():clone() end
+          p.tensor:copy(back and raw[i] or p.average)
+        end
+      end
+    end)
+  end
+  swap(false)
+  local ok, result = pcall(fn)
+  swap(true)
+  if not ok then error(result, 0) end
+  return result
+end
+
+return M

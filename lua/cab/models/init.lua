@@ -1,0 +1,22 @@
+--- Models by name: cab.models.vit{...}, cab.models.vim{...} are descriptions; a recipe holds those, the trainer builds them.
+local options = require "cab.options"
+local build = require "cab.models.build"
+
+local kinds = { vit = require "cab.models.vit", vim = require "cab.models.vim" }
+
+local M = { kinds = kinds }
+
+--- The model of a description or of its plain fields ({kind = "vim", size = "tiny"}).
+---@param spec table
+---@param extra? table what the data and the run decide: classes, channels, image, seed, dtype
+---@return cab.Module
+function M.build(spec, extra)
+  return build.model(kinds[spec.kind] or options.unknown("model", spec.kind, options.names(kinds)), spec, extra)
+end
+
+--- Weights into a model: position embeddings of another grid are resized bicubically.
+M.load = build.load
+
+return setmetatable(M, {
+  __index = function(_, name) return kinds[name] or options.unknown("model", name, options.names(kinds)) end,
+})

@@ -1,0 +1,349 @@
+--- The only training loop. A step is: forward, terms, backward, guard, clip, AdamW, average. State is the step counter,
+--- the weights, the moments, the averages and the target statistics; the order of data is a function of (seed, epoch, index),
+--- so resuming needs nothing else and is exact in the middle of an epoch.
+local core = require "cab.core"
+local check = require "cab.check"
+local folders = require "cab.folder"
+local jobs = require "cab.job"
+local schedule = require "cab.schedule"
+local evaluate = require "cab.eval"
+local progress = require "cab.progress"
+local M = {}
+
+local function finite(x) return x == x and x ~= math.huge and x ~= -math.huge end
+
+-- One AdamW call for each set of parameters that decay alike and began at the same step (bias correction counts from there).
+local function update(job, step, lr, scale)
+  local o, groups, order = job.recipe.optim, {}, {}
+  for _, p in ipairs(job.params) do
+    if p.tensor.grad then
+      p.born = p.born or step
+      local key = (p.decay and "d" or "n") .. p.born
+      local g = groups[key]
+      if not g then
+        g = { params = {}, m = {}, v = {}, decay = p.decay and o.weight_decay or 0, step = step - p.born + 1 }
+        groups[key], order[#order + 1] = g, g
+      end
+      local n = #g.params + 1
+      g.params[n], g.m[n], g.v[n] = p.tensor, p.m, p.v
+    end
+  end
+  for _, g in ipairs(order) do
+    core.adamw(g.params, scale, g.m, g.v,
+      { lr = lr, beta1 = o.beta1, beta2 = o.beta2, eps = o.eps, decay = g.decay, step = g.step })
+  end
+end
+
+-- Averages follow quickly at first: keep = min(ema, (1 + t) / (10 + t)).
+local function average(job, step)
+  local o = job.recipe.optim
+  if o.ema == 0 then return end
+  local averages, params = {}, {}
+  for _, p in ipairs(job.params) do
+    if p.average then averages[#averages + 1], params[#params + 1] = p.average, p.tensor end
+  end
+  core.ema(averages, params, math.min(o.ema, (1 + step) / (10 + step)))
+end
+
+-- The first tensor with NaN or Inf, in the order of computation.
+local function first_bad(job, images, taps, logits, terms)
+  if images:range().bad > 0 then return { what = "input", tensor = "images", bad = images:range().bad } end
+  for _, p in ipairs(job.params) do
+    local bad = p.tensor:range().bad
+    if bad > 0 then return { what = "weight", tensor = p.name, bad = bad } end
+  end
+  local depth = job.student.depth or 0
+  for layer = 1, depth do
+    for _, name in ipairs(require "cab.options".names(taps)) do
+      local t = type(taps[name]) == "table" and taps[name][layer]
+      if t and t:range().bad > 0 then return { what = "tap", tensor = name .. "." .. layer, bad = t:range().bad } end
+    end
+  end
+  if logits:range().bad > 0 then return { what = "output", tensor = "logits", bad = logits:range().bad } end
+  for _, t in ipairs(terms) do
+    if not finite(t.value:item()) then return { what = "loss", tensor = t.name, bad = 1 } end
+  end
+  for i = #job.params, 1, -1 do
+    local p = job.params[i]
+    local bad = p.tensor.grad and p.tensor.grad:range().bad or 0
+    if bad > 0 then return { what = "gradient", tensor = p.name, bad = bad } end
+  end
+  return { what = "gradient", tensor = "global norm", bad = 1 }
+end
+
+local function number_text(x) return finite(x) and x or tostring(x) end
+
+---@class Run
+local Run = {}
+Run.__index = Run
+
+function Run:say(text)
+  self.bar:line(text)
+  self.folder:log(text)
+end
+
+-- 76 after nan-report.json, or skips the step if the recipe's guard says so. Weights and moments are as before the step.
+function Run:nonfinite(step, stage_number, terms, norm, bad)
+  local r, job = self.job.recipe, self.job
+  local values = {}
+  for _, t in ipairs(terms) do values[t.name] = number_text(t.value:item()) end
+  local epoch, batch = (step - 1) // job.per_epoch, (step - 1) % job.per_epoch
+  local report = { step = step, stage = stage_number, epoch = epoch, batch = batch, seed = r.seed, terms = values,
+    grad_norm = number_text(norm), first_bad = bad,
+    samples = { first = batch * r.batch, count = r.batch, order = "permutation of (seed, epoch)" } }
+  self.folder:json("nan-report.json", report)
+  self.skipped = (self.skipped or 0) + 1
+  local text = ("step %d: %s '%s' is not finite"):format(step, bad.what, bad.tensor)
+  if r.guard.nonfinite == "skip" and self.skipped <= r.guard.skips then
+    self:say("warning: " .. text .. "; step skipped")
+    return
+  end
+  check.fail(76, ("%s; see %s/nan-report.json"):format(text, self.folder.path), { id = "nonfinite" })
+end
+
+-- One step. Returns the row for metrics.jsonl.
+function Run:step(step)
+  local scope <close> = core.scope()
+  local job, r = self.job, self.job.recipe
+  local stage, stage_number = job:stage(step)
+  local images, labels, target = self:batch(step)
+  if step == stage.first then self:first(stage, stage_number, images, labels, target) end
+  local terms, logits, taps = job:losses(stage, images, labels, target)
+  local total = jobs.total(terms)
+  local loss, norm = total:item(), 0 / 0
+  if finite(loss) then
+    total:backward()
+    norm = core.grad_norm(job:tensors())
+  end
+  local lr = schedule.rate(stage.schedule, step - stage.origin)
+  local row = { step = step, epoch = (step - 1) // job.per_epoch, stage = stage_number, loss = loss, lr = lr, grad_norm = norm }
+  if not finite(loss) or not finite(norm) then
+    local bad = first_bad(job, images, taps, logits, terms)
+    job:clear_gradients()
+    self:nonfinite(step, stage_number, terms, norm, bad)
+    return { step = step, skipped = true, loss = tostring(loss), grad_norm = tostring(norm) }, images:size(1)
+  end
+  self.skipped = 0
+  update(job, step, lr, r.optim.clip > 0 and math.min(1, r.optim.clip / math.max(norm, 1e-30)) or 1)
+  job:clear_gradients()
+  average(job, step)
+  for _, t in ipairs(terms) do row["loss." .. t.name] = t.value:item() end
+  if self:is_eval(step) and r.eval.shares and #terms > 1 then self.shares = job:shares(stage, images, labels, target) end
+  return row, images:size(1)
+end
+
+-- The first step of a stage: every term must reach a parameter, and says so if it reaches none of the student's.
+function Run:first(stage, number, images, labels, target)
+  local shares = self.job:shares(stage, images, labels, target)
+  for name, norm in pairs(shares) do
+    if norm.all == 0 then
+      check.fail(2, ("stage %d: loss term '%s' reaches no parameter"):format(number, name), { id = "dead-term" })
+    elseif norm.student == 0 then
+      self:say(("warning: stage %d: loss term '%s' reaches no parameter of the student, only its own"):format(number, name))
+    end
+  end
+end
+
+-- The batch of a step; loaders are opened at the right place of the right epoch.
+function Run:batch(step)
+  local job, r = self.job, self.job.recipe
+  local epoch, at = (step - 1) // job.per_epoch, (step - 1) % job.per_epoch
+  if not self.loader or self.epoch ~= epoch then
+    if self.loader then self.loader:close() end
+    self.loader = job.data:loader("train", { batch = r.batch, seed = r.seed, epoch = epoch, start = at })
+    self.epoch = epoch
+  end
+  local images, labels, target = self.loader:next()
+  if not images then check.fail(70, ("the loader ended at batch %d of epoch %d, expected %d"):format(at, epoch, job.per_epoch)) end
+  return images, labels, target
+end
+
+function Run:is_eval(step)
+  local job = self.job
+  if step == job.steps then return true end
+  local every = math.floor(job.recipe.eval.every * job.per_epoch + 0.5)
+  return every > 0 and step % every == 0
+end
+
+function Run:evaluate(step)
+  local job = self.job
+  local row = evaluate.job(job, (job:stage(step)))
+  local score = row.average and row.average.top1 or row.top1
+  local parts = { ("step %d  top1 %.2f"):format(step, row.top1) }
+  if row.top5 then parts[#parts + 1] = ("top5 %.2f"):format(row.top5) end
+  if row.loss then parts[#parts + 1] = ("loss %.4f"):format(row.loss) end
+  if row.average then parts[#parts + 1] = ("average top1 %.2f"):format(row.average.top1) end
+  for name, r2 in pairs(row.r2 or {}) do parts[#parts + 1] = ("%s R2 %.3f"):format(name, r2) end
+  if self.shares then
+    row.share = {}
+    for _, name in ipairs(require "cab.options".names(self.shares)) do
+      row.share[name] = self.shares[name].share
+      parts[#parts + 1] = ("%s %.0f %% of the gradient"):format(name, 100 * self.shares[name].share)
+    end
+    self.shares = nil
+  end
+  self:say(table.concat(parts, "  "))
+  local seconds = row.seconds
+  row.seconds = nil -- times differ from run to run; the log has them
+  self.folder:metric { step = step, eval = row }
+  self.last = row
+  self.folder:log(("evaluation took %.2f s"):format(seconds))
+  if score > (self.best or -1) then
+    self.best, self.best_step = score, step
+    local function keep() core.save(self.folder.path .. "/best.safetensors", job.student:state(),
+      { kind = job.recipe.student.kind, step = tostring(step), top1 = ("%.4f"):format(score) }) end
+    if row.average then job:averaged(keep) else keep() end
+  end
+end
+
+function Run:save(step)
+  local born = {}
+  for _, p in ipairs(self.job.params) do born[p.name] = p.born end
+  local begun = core.now()
+  local ok, e = pcall(self.folder.save, self.folder, step, self.job:state(),
+    { born = next(born) and born or nil, best = self.best, best_step = self.best_step, skipped = self.skipped }, self.job.recipe.checkpoint.keep)
+  if ok then
+    self.failed, self.saved = 0, step
+    return self.folder:log(("checkpoint of step %d, %.2f s"):format(step, core.now() - begun))
+  end
+  self.failed = (self.failed or 0) + 1
+  if check.code(e) ~= 74 or self.failed >= 3 then error(e, 0) end
+  self:say("warning: " .. tostring(e) .. "; training goes on")
+end
+
+-- What two runs must share to be one: all of the recipe but these.
+local loose = { threads = true, checkpoint = true, export = true, name = true }
+
+local function plain(value)
+  if type(value) ~= "table" then return value end
+  if value.is_strategy then return value.name or "(in the recipe)" end
+  local out = {}
+  for k, v in pairs(value) do out[k] = plain(v) end
+  return out
+end
+
+-- A list keeps its order in JSON; { "last", k = 4 } becomes { kind = "last", k = 4 }.
+local function encodable(value)
+  if type(value) ~= "table" then return value end
+  local out, list, named = {}, #value > 0, false
+  for k in pairs(value) do named = named or type(k) == "string" end
+  for k, v in pairs(value) do
+    out[list and named and type(k) == "number" and (k == 1 and "kind" or tostring(k)) or k] = encodable(v)
+  end
+  return out
+end
+
+local function differing(a, b, path)
+  if type(a) ~= "table" or type(b) ~= "table" then
+    return a ~= b and path or nil
+  end
+  for k in pairs(a) do
+    local d = not (path == "" and loose[k]) and differing(a[k], b[k], path == "" and tostring(k) or path .. "." .. k)
+    if d then return d end
+  end
+  for k in pairs(b) do
+    if a[k] == nil and not (path == "" and loose[k]) then return path == "" and tostring(k) or path .. "." .. k end
+  end
+end
+
+local function resume(self, how)
+  local path = self.folder.path
+  local ok, saved = pcall(core.json_decode, folders.read(path .. "/recipe.json"))
+  if not ok or type(saved) ~= "table" or type(saved.recipe) ~= "table" then
+    check.fail(65, ("%s/recipe.json: no JSON object with a recipe"):format(path), { file = path .. "/recipe.json", id = "recipe" })
+  end
+  local key = differing(core.json_decode(core.json_encode(encodable(plain(self.job.recipe)))), saved.recipe, "")
+  if key then check.fail(2, ("%s was made with another '%s': resume it with the same recipe"):format(path, key)) end
+  self.folder:sweep()
+  local tensors, manifest = self.folder:load(how == "latest-good", function(text) self:say("warning: " .. text) end)
+  if not tensors then
+    self.folder:cut(0)
+    return 0
+  end
+  self.job:restore(tensors, ("%s/checkpoints/step-%d.safetensors"):format(path, manifest.step))
+  local meta = manifest.meta or {}
+  for _, p in ipairs(self.job.params) do p.born = meta.born and meta.born[p.name] end
+  self.best, self.best_step, self.skipped = meta.best, meta.best_step, meta.skipped
+  for _, row in ipairs(self.folder:cut(manifest.step)) do self.last = row.eval or self.last end
+  self:say(("resumed at step %d"):format(manifest.step))
+  self.saved = manifest.step
+  return manifest.step
+end
+
+local function begin(self)
+  local job = self.job
+  job:measure()
+  self.folder:json("recipe.json", { recipe = encodable(plain(job.recipe)), versions = core.doctor(), data = job.data:hashes(),
+    student = encodable(job.student.options), teacher = job.teacher and encodable(job.teacher.options) or nil,
+    parameters = job.student:size(), steps = job.steps, started = os.date("!%Y-%m-%dT%H:%M:%SZ") })
+end
+
+-- Steps first+1 .. last. True if a signal (or stop_after) ended them early.
+local function loop(self, first, stop_after)
+  local job, r = self.job, self.job.recipe
+  for step = first + 1, job.steps do
+    local row, images = self:step(step)
+    if step % r.log == 0 or step == 1 or self:is_eval(step) or row.skipped then self.folder:metric(row) end
+    self.bar:tick(step, images, ("loss %s"):format(type(row.loss) == "number" and ("%.4f"):format(row.loss) or row.loss))
+    if self:is_eval(step) then self:evaluate(step) end
+    local stop = step < job.steps and (core.interrupted() > 0 or step == stop_after)
+    if stop or step == job.steps or (r.checkpoint.every > 0 and step % r.checkpoint.every == 0) then self:save(step) end
+    if stop then return true, step end
+  end
+end
+
+---@class RunResult
+---@field path string run folder
+---@field top1 number of the last evaluation
+---@field best number best top1
+---@field steps integer
+---@field seconds number
+
+--- Trains a resolved recipe. Faults: 2 recipe, 65 damaged checkpoint, 74 locked or full, 75 stopped and resumable, 76 numerics.
+---@param r table resolved recipe
+---@param o? table out (folder), resume (true or "latest-good"), quiet, name, stop_after (a step: as if a signal came then)
+---@return RunResult
+function M.run(r, o)
+  o = o or {}
+  local name = r.name ~= "" and r.name or o.name or "run"
+  local path = o.out or folders.choose(name, o.resume)
+  local outside <close> = core.scope()
+  local self = setmetatable({ folder = folders.open(path, o.resume) }, Run)
+  self.bar = progress.new { total = 1, name = name, quiet = o.quiet }
+  local begun = core.now()
+  core.catch_signals(true)
+  local ok, stopped, at = pcall(function()
+    self.job = jobs.build(r)
+    if not o.resume then begin(self) end
+    local first = o.resume and resume(self, o.resume) or 0
+    if first == 0 and o.resume then begin(self) end
+    self.bar = progress.new { total = self.job.steps, step = first, name = name, quiet = o.quiet }
+    self:say(("%s: %d steps, %d training images, %d parameters, %s"):format(name, self.job.steps, self.job.data.count.train,
+      self.job.student:size(), path))
+    return loop(self, first, o.stop_after)
+  end)
+  self.bar:clear()
+  if self.loader then self.loader:close() end
+  core.catch_signals(false)
+  if not ok then pcall(self.folder.log, self.folder, "error: " .. tostring(stopped)) end
+  if ok and not stopped and r.export ~= "" then M.export(self, r.export) end
+  local closed, why = pcall(self.folder.close, self.folder)
+  if not ok then error(stopped, 0) end
+  if not closed then error(why, 0) end
+  if stopped then check.fail(75, ("stopped after step %d; go on with --resume --out %s"):format(at, path), { id = "stopped" }) end
+  local last, seconds = self.last or {}, core.now() - begun
+  if self.job.data.close then self.job.data:close() end
+  return { path = path, name = name, top1 = last.top1, top5 = last.top5, loss = last.loss, r2 = last.r2, average = last.average,
+    best = self.best, best_step = self.best_step, steps = self.job.steps, seconds = seconds, images_per_second = self.bar:rate() }
+end
+
+--- Copies the best weights to a file of their own.
+function M.export(self, path)
+  local tensors, meta = core.load(self.folder.path .. "/best.safetensors")
+  core.save(path, tensors, meta)
+  self:say(("best weights (%.2f) in %s"):format(self.best, path))
+end
+
+M.encodable = function(value) return encodable(plain(value)) end
+
+return M
