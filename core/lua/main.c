@@ -110,12 +110,7 @@ static int text_searcher(lua_State *L) {
   if (luaL_loadfilex(L, path, "t"))
     luaL_error(L, "error loading module '%s' from file '%s':\n\t%s", name, path, lua_tostring(L, -1));
   lua_pushvalue(L, 2);
-  lua_pushstring(L, path);
-  lua_remove(L, 2);
-  lua_settop(L, 4);
-  lua_pushvalue(L, 3);
-  lua_pushstring(L, path);
-  return 2;
+  return 2; /* the chunk, its path */
 }
 
 static void refuse_bytecode(lua_State *L) {
@@ -166,6 +161,15 @@ static int on_error(lua_State *L) {
   luaL_traceback(L, L, NULL, 1), lua_setfield(L, -2, "traceback");
   luaL_setmetatable(L, BIND_ERROR);
   return 1;
+}
+
+/* Errors in finalizers end up here. */
+static void warning(void *ud, const char *text, int continues) {
+  static bool inside;
+  (void)ud;
+  if (!inside && text[0] == '@') return; /* control messages */
+  fprintf(stderr, "%s%s%s", inside ? "" : "cab: warning: ", text, continues ? "" : "\n");
+  inside = continues;
 }
 
 static int run(lua_State *L) {
@@ -219,6 +223,7 @@ static int exit_code(lua_State *L) {
 }
 
 int main(int argc, char **argv) {
+  cab_tune_blas(argv);
   setlocale(LC_ALL, "C"); /* numbers have a point everywhere */
   setlocale(LC_CTYPE, "C.UTF-8");
   if (!find_library()) {
@@ -227,7 +232,7 @@ int main(int argc, char **argv) {
   }
   lua_State *L = lua_newstate(allocate, NULL);
   if (!L) return fprintf(stderr, "cab: error[E71]: not enough memory\n"), CAB_E_MEMORY;
-  lua_gc(L, LUA_GCGEN, 0, 0);
+  lua_setwarnf(L, warning, NULL);
   lua_pushcfunction(L, on_error);
   lua_pushcfunction(L, run);
   lua_pushinteger(L, argc);

@@ -1,5 +1,5 @@
 /* optim.c - updates in place and the numbers they need, over lists of tensors. */
-#include "../ops/optim.h"
+#include "update.h"
 #include "bind.h"
 
 #include <math.h>

@@ -1,7 +1,7 @@
 /* tensor_print.c - tostring for people: "f32[2,3] cpu, -1 to 2, mean 0.5, std 1" and the values at the edges. */
 #include "bind.h"
 #include "op.h"
-#include "../../kernels/optim.h" /* not the one of core/ops */
+#include "optim.h"
 
 #include <math.h>
 #include <string.h>
