@@ -20,9 +20,9 @@ typedef struct {
   const real *u, *dt, *A, *b, *c, *D, *z, *bias;
 } Scan;
 
-/* A chunk of n tokens: lowest token t0 in memory, first slot in scan order, step to the next slot. */
+/* A chunk of n tokens; slot j, in scan order, is token first + j step. */
 typedef struct {
-  int64_t t0, n, first, step;
+  int64_t n, first, step;
 } Chunk;
 
 static int64_t chunks(const ScanShape *s) { return (s->L + T - 1) / T; }
@@ -30,8 +30,7 @@ static int64_t tiles(const ScanShape *s) { return (s->E + LANES - 1) / LANES; }
 
 static Chunk chunk_at(const ScanShape *s, int64_t k) {
   const int64_t begin = k * T, n = s->L - begin < T ? s->L - begin : T;
-  if (s->reverse) return (Chunk){s->L - begin - n, n, n - 1, -1};
-  return (Chunk){begin, n, 0, 1};
+  return s->reverse ? (Chunk){n, s->L - 1 - begin, -1} : (Chunk){n, begin, 1};
 }
 
 /* A^T log2 e of channels e0 .. e0 + LANES (0 beyond E). */
@@ -42,41 +41,47 @@ static void load_A(const Scan *p, int64_t e0, vec *A) {
     for (int64_t n = 0; n < N; n++) A[n][l] = p->A[(e0 + l) * N + n] * VEC_LOG2E;
 }
 
-/* What one tile reads of one chunk. */
+/* One tile at one token. The inner loops walk an array of these: one pointer, constant offsets. */
 typedef struct {
-  vec d[T], u[T], du[T];
-  vec sigmoid[T]; /* d softplus(x) / dx */
-} Inputs;
+  vec d, u, du;
+  vec y;       /* sum C h + D u; backward fills it when gz is wanted */
+  vec sigmoid; /* d softplus(x) / dx */
+  vec g;       /* gradient of y before the gate */
+  vec gd, gdu; /* sum_n q A log2 e, sum_n gh B */
+  vec slope_z; /* gy silu'(z) */
+} Token;
 
-SIMD void load_inputs(const Scan *p, int64_t b, const Chunk *k, int64_t e0, bool slopes, Inputs *in) {
+SIMD void load_inputs(const Scan *p, int64_t b, const Chunk *k, int64_t e0, bool slopes, Token *to) {
   const ScanShape *s = p->s;
   const int64_t m = s->E - e0;
   const vec bias = p->bias ? vec_load_n(p->bias + e0, m) : vec_set(0);
-  for (int64_t i = 0; i < k->n; i++) {
-    const int64_t at = (b * s->L + k->t0 + i) * s->E + e0;
+  const vec D = p->D ? vec_load_n(p->D + e0, m) : vec_set(0);
+  for (int64_t j = 0; j < k->n; j++) {
+    const int64_t at = (b * s->L + k->first + j * k->step) * s->E + e0;
     vec x = vec_load_n(p->dt + at, m) + bias, u = vec_load_n(p->u + at, m);
-    if (s->softplus) x = vec_softplus_d(x, slopes ? &in->sigmoid[i] : NULL);
-    in->d[i] = x;
-    in->u[i] = u;
-    in->du[i] = x * u;
+    if (s->softplus) x = vec_softplus_d(x, slopes ? &to[j].sigmoid : NULL);
+    to[j].d = x;
+    to[j].u = u;
+    to[j].du = x * u;
+    to[j].y = D * u;
   }
 }
 
-/* nb states through a chunk: y[i] += sum C h. b and c point at B_t0[n0], C_t0[n0]. */
-SIMD void forward_block(const int nb, const Chunk *k, const Inputs *in, const vec *A, const real *b, int64_t ldb,
-                        const real *c, int64_t ldc, vec *h, vec *y) {
+/* nb states through a chunk. b, c point at slot 0 and state n0, rows of ldb, ldc (negative in reverse). */
+SIMD void forward_block(const int nb, int64_t count, Token *at, const vec *A, const real *b, int64_t ldb,
+                        const real *c, int64_t ldc, vec *h) {
   vec state[NB], rate[NB];
 #pragma GCC unroll 4
   for (int n = 0; n < nb; n++) state[n] = h[n], rate[n] = A[n];
-  for (int64_t j = 0, i = k->first; j < k->n; j++, i += k->step) {
-    const vec d = in->d[i], du = in->du[i];
-    vec sum = y[i];
+  for (const Token *end = at + count; at < end; at++, b += ldb, c += ldc) {
+    const vec d = at->d, du = at->du;
+    vec sum = at->y;
 #pragma GCC unroll 4
     for (int n = 0; n < nb; n++) {
-      state[n] = vec_exp2(d * rate[n]) * state[n] + du * b[i * ldb + n];
-      sum += state[n] * c[i * ldc + n];
+      state[n] = vec_exp2(d * rate[n]) * state[n] + du * b[n];
+      sum += state[n] * c[n];
     }
-    y[i] = sum;
+    at->y = sum;
   }
 #pragma GCC unroll 4
   for (int n = 0; n < nb; n++) h[n] = state[n];
@@ -96,20 +101,19 @@ SIMD void forward_block(const int nb, const Chunk *k, const Inputs *in, const ve
 
 static void forward_chunk(const Scan *p, int64_t b, const Chunk *k, int64_t e0, const vec *A, vec *h, real *out) {
   const ScanShape *s = p->s;
-  const int64_t m = s->E - e0, row = b * s->L + k->t0;
+  const int64_t m = s->E - e0, row = b * s->L + k->first;
   const real *pb = p->b + row * s->ldb, *pc = p->c + row * s->ldc;
-  Inputs in;
-  vec y[T];
-  load_inputs(p, b, k, e0, false, &in);
-  const vec D = p->D ? vec_load_n(p->D + e0, m) : vec_set(0);
-  for (int64_t i = 0; i < k->n; i++) y[i] = D * in.u[i];
-#define BLOCK(nb, n0) forward_block(nb, k, &in, A + (n0), pb + (n0), s->ldb, pc + (n0), s->ldc, h + (n0), y)
+  Token tokens[T];
+  load_inputs(p, b, k, e0, false, tokens);
+#define BLOCK(nb, n0) \
+  forward_block(nb, k->n, tokens, A + (n0), pb + (n0), k->step * s->ldb, pc + (n0), k->step * s->ldc, h + (n0))
   STATE_BLOCKS(s->N, BLOCK);
 #undef BLOCK
-  for (int64_t i = 0; i < k->n; i++) {
-    vec v = y[i];
-    if (p->z) v *= vec_silu(vec_load_n(p->z + (row + i) * s->ldz + e0, m));
-    vec_store_n(out + (row + i) * s->E + e0, v, m);
+  for (int64_t j = 0; j < k->n; j++) {
+    const int64_t at = row + j * k->step;
+    vec v = tokens[j].y;
+    if (p->z) v *= vec_silu(vec_load_n(p->z + at * s->ldz + e0, m));
+    vec_store_n(out + at * s->E + e0, v, m);
   }
 }
 
@@ -149,33 +153,31 @@ static Tile tile_at(const ScanShape *s, real *partial, int64_t b, int64_t tile) 
   return (Tile){at, at + N, at + 2 * N, at + 3 * N, at + 3 * N + LANES};
 }
 
-typedef struct {
-  vec g[T];            /* gradient of sum C h + D u */
-  vec gd[T], gdu[T];   /* sum_n q A log2 e, sum_n gh B */
-  vec y[T];            /* sum C h, when gz is wanted */
-} Adjoint;
-
-/* nb states of one tile: replay the chunk from h0, then its adjoint. gb, gc: the chunk's lane sums, rows of N. */
-SIMD void backward_block(const int nb, const bool replay_y, const Chunk *k, const Inputs *in, Adjoint *adj,
-                         const Tile *tile, int64_t n0, const real *h0, int64_t E, int64_t m, const real *b,
-                         int64_t ldb, const real *c, int64_t ldc, int64_t N, vec *gb, vec *gc) {
-  vec decay[T][NB], h[T + 1][NB]; /* by order in the scan, not by slot */
+/* nb states of one tile: replay the chunk from h0, then its adjoint. gb, gc: lane sums by slot, rows of N. */
+SIMD void backward_block(const int nb, const bool replay_y, int64_t count, Token *token, const Tile *tile, int64_t n0,
+                         const real *h0, int64_t E, int64_t m, const real *b, int64_t ldb, const real *c, int64_t ldc,
+                         int64_t N, vec *gb, vec *gc) {
+  struct {
+    vec decay[NB], h[NB]; /* a of this token, h of the one before */
+  } steps[T + 1];
   vec state[NB], rate[NB];
 #pragma GCC unroll 4
   for (int n = 0; n < nb; n++) {
     rate[n] = vec_load(tile->A + (n0 + n) * LANES);
-    h[0][n] = state[n] = vec_load_n(h0 + n * E, m);
+    state[n] = vec_load_n(h0 + n * E, m);
   }
-  for (int64_t j = 0, i = k->first; j < k->n; j++, i += k->step) {
-    const vec d = in->d[i], du = in->du[i];
+  for (int64_t j = 0; j < count; j++, b += ldb, c += ldc) {
+    const vec d = token[j].d, du = token[j].du;
     vec y = vec_set(0);
 #pragma GCC unroll 4
     for (int n = 0; n < nb; n++) {
-      decay[j][n] = vec_exp2(d * rate[n]);
-      h[j + 1][n] = state[n] = decay[j][n] * state[n] + du * b[i * ldb + n];
-      if (replay_y) y += state[n] * c[i * ldc + n];
+      const vec decay = vec_exp2(d * rate[n]);
+      steps[j].h[n] = state[n];
+      steps[j].decay[n] = decay;
+      state[n] = decay * state[n] + du * b[n];
+      if (replay_y) y += state[n] * c[n];
     }
-    if (replay_y) adj->y[i] += y;
+    if (replay_y) token[j].y += y;
   }
   vec carry[NB], gA[NB];
 #pragma GCC unroll 4
@@ -183,22 +185,26 @@ SIMD void backward_block(const int nb, const bool replay_y, const Chunk *k, cons
     carry[n] = vec_load(tile->carry + (n0 + n) * LANES);
     gA[n] = vec_load(tile->gA + (n0 + n) * LANES);
   }
-  for (int64_t j = k->n - 1, i = k->first + j * k->step; j >= 0; j--, i -= k->step) {
-    const vec d = in->d[i], du = in->du[i], g = adj->g[i];
-    vec gd = adj->gd[i], gdu = adj->gdu[i];
+  gb += count * N;
+  gc += count * N;
+  for (int64_t j = count - 1; j >= 0; j--) {
+    b -= ldb, c -= ldc, gb -= N, gc -= N;
+    const vec d = token[j].d, du = token[j].du, g = token[j].g;
+    vec gd = token[j].gd, gdu = token[j].gdu;
 #pragma GCC unroll 4
     for (int n = 0; n < nb; n++) {
-      const vec gh = carry[n] + g * c[i * ldc + n];
-      gc[i * N + n] += g * h[j + 1][n];
-      gb[i * N + n] += gh * du;
-      gdu += gh * b[i * ldb + n];
-      carry[n] = gh * decay[j][n];
-      const vec q = carry[n] * h[j][n];
+      const vec gh = carry[n] + g * c[n], before = steps[j].h[n];
+      gc[n] += g * state[n];
+      gb[n] += gh * du;
+      gdu += gh * b[n];
+      carry[n] = gh * steps[j].decay[n];
+      const vec q = carry[n] * before;
       gd += q * rate[n];
       gA[n] += q * d;
+      state[n] = before;
     }
-    adj->gd[i] = gd;
-    adj->gdu[i] = gdu;
+    token[j].gd = gd;
+    token[j].gdu = gdu;
   }
 #pragma GCC unroll 4
   for (int n = 0; n < nb; n++) {
@@ -214,53 +220,54 @@ typedef struct {
 static void backward_chunk(const Scan *p, int64_t b, const Chunk *k, int64_t e0, const Tile *tile, const real *h0,
                            const real *gy, const Grads *to, vec *gb, vec *gc) {
   const ScanShape *s = p->s;
-  const int64_t m = s->E - e0, row = b * s->L + k->t0, N = s->N;
+  const int64_t m = s->E - e0, row = b * s->L + k->first, N = s->N;
   const real *pb = p->b + row * s->ldb, *pc = p->c + row * s->ldc;
-  const bool replay_y = p->z && to->gz;
-  Inputs in;
-  Adjoint adj;
-  vec slope_z[T]; /* gy silu'(z) */
-  load_inputs(p, b, k, e0, true, &in);
-  for (int64_t i = 0; i < k->n; i++) {
-    vec g = vec_load_n(gy + (row + i) * s->E + e0, m);
+  Token tokens[T];
+  load_inputs(p, b, k, e0, true, tokens);
+  for (int64_t j = 0; j < k->n; j++) {
+    const int64_t at = row + j * k->step;
+    vec g = vec_load_n(gy + at * s->E + e0, m);
     if (p->z) {
-      vec z = vec_load_n(p->z + (row + i) * s->ldz + e0, m), sigmoid = vec_sigmoid(z);
-      slope_z[i] = g * vec_silu_slope(z, sigmoid);
+      vec z = vec_load_n(p->z + at * s->ldz + e0, m), sigmoid = vec_sigmoid(z);
+      tokens[j].slope_z = g * vec_silu_slope(z, sigmoid);
       g *= z * sigmoid;
     }
-    adj.g[i] = g;
-    adj.gd[i] = adj.gdu[i] = adj.y[i] = vec_set(0);
+    tokens[j].g = g;
+    tokens[j].gd = tokens[j].gdu = vec_set(0);
   }
-#define BLOCK(nb, n0)                                                                                              \
-  do {                                                                                                             \
-    if (replay_y)                                                                                                  \
-      backward_block(nb, true, k, &in, &adj, tile, n0, h0 + (n0)*s->E, s->E, m, pb + (n0), s->ldb, pc + (n0),      \
-                     s->ldc, N, gb + (n0), gc + (n0));                                                             \
-    else                                                                                                           \
-      backward_block(nb, false, k, &in, &adj, tile, n0, h0 + (n0)*s->E, s->E, m, pb + (n0), s->ldb, pc + (n0),     \
-                     s->ldc, N, gb + (n0), gc + (n0));                                                             \
-  } while (0)
-  STATE_BLOCKS(N, BLOCK);
+#define REPLAY(nb, n0, y)                                                                                         \
+  backward_block(nb, y, k->n, tokens, tile, n0, h0 + (n0)*s->E, s->E, m, pb + (n0), k->step * s->ldb, pc + (n0),  \
+                 k->step * s->ldc, N, gb + (n0), gc + (n0))
+#define BLOCK(nb, n0) REPLAY(nb, n0, false)
+#define BLOCK_Y(nb, n0) REPLAY(nb, n0, true)
+  if (p->z && to->gz)
+    STATE_BLOCKS(N, BLOCK_Y);
+  else
+    STATE_BLOCKS(N, BLOCK);
 #undef BLOCK
+#undef BLOCK_Y
+#undef REPLAY
   const vec D = p->D ? vec_load_n(p->D + e0, m) : vec_set(0);
   vec gD = vec_load(tile->gD), gbias = vec_load(tile->gbias);
-  for (int64_t i = 0; i < k->n; i++) {
-    const int64_t at = (row + i) * s->E + e0;
-    vec gdt = adj.gd[i] * VEC_LN2 + adj.gdu[i] * in.u[i]; /* the rates carry log2 e */
-    if (s->softplus) gdt *= in.sigmoid[i];
+  for (int64_t j = 0; j < k->n; j++) {
+    const Token *x = &tokens[j];
+    const int64_t at = (row + j * k->step) * s->E + e0;
+    vec gdt = x->gd * VEC_LN2 + x->gdu * x->u; /* the rates carry log2 e */
+    if (s->softplus) gdt *= x->sigmoid;
     gbias += gdt;
-    gD += adj.g[i] * in.u[i];
+    gD += x->g * x->u;
     if (to->gdt) vec_store_n(to->gdt + at, gdt, m);
-    if (to->gu) vec_store_n(to->gu + at, adj.gdu[i] * in.d[i] + D * adj.g[i], m);
-    if (to->gz) vec_store_n(to->gz + at, p->z ? slope_z[i] * (adj.y[i] + D * in.u[i]) : vec_set(0), m);
+    if (to->gu) vec_store_n(to->gu + at, x->gdu * x->d + D * x->g, m);
+    if (to->gz) vec_store_n(to->gz + at, p->z ? x->slope_z * x->y : vec_set(0), m);
   }
   vec_store(tile->gD, gD);
   vec_store(tile->gbias, gbias);
 }
 
-/* to[i] = sum of the lanes of v[i]; v is readable up to a multiple of LANES. */
-static void sum_lanes(int64_t n, const vec *v, real *to) {
-  for (int64_t i = 0; i < n; i += LANES) vec_store_n(to + i, vec_sum_each(v + i), n - i);
+/* Row of slot j in `to` (at the token of slot 0) = lane sums of v[j N ..]; v is readable up to LANES beyond. */
+static void sum_lanes(const Chunk *k, int64_t N, const vec *v, real *to) {
+  for (int64_t j = 0; j < k->n; j++)
+    for (int64_t n = 0; n < N; n += LANES) vec_store_n(to + j * k->step * N + n, vec_sum_each(v + j * N + n), N - n);
 }
 
 /* gA, gD, gbias of one tile: sums over the batch in index order. */
@@ -307,9 +314,9 @@ void K(scan_backward)(CabStream *stream, const ScanShape *s, const real *u, cons
           const Tile tile = tile_at(s, partial, ib, i);
           backward_chunk(&p, ib, &chunk, i * LANES, &tile, h0 + i * LANES, gy, &to, sums, sums + T * N);
         }
-        const int64_t at = (ib * s->L + chunk.t0) * N;
-        if (gb) sum_lanes(chunk.n * N, sums, gb + at);
-        if (gc) sum_lanes(chunk.n * N, sums + T * N, gc + at);
+        const int64_t at = (ib * s->L + chunk.first) * N;
+        if (gb) sum_lanes(&chunk, N, sums, gb + at);
+        if (gc) sum_lanes(&chunk, N, sums + T * N, gc + at);
       }
     }
 #pragma omp for schedule(static)

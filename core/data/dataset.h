@@ -20,6 +20,7 @@ typedef struct CabDatasetKind {
   const char *name; /* "idx" */
   /* The image; warnings as in cab_image_decode. Errors name file and record. */
   CabStatus (*fetch)(CabDataset *, int64_t index, int *warnings, CabImage *out);
+  const char *(*path)(const CabDataset *, int64_t index, char *room); /* its file; room: PATH_MAX bytes */
   void (*destroy)(CabDataset *); /* frees the kind's own parts and the struct */
 } CabDatasetKind;
 

@@ -106,6 +106,11 @@ static CabStatus fetch(CabDataset *ds, int64_t index, int *warnings, CabImage *o
   return status;
 }
 
+static const char *path_of(const CabDataset *ds, int64_t index, char *room) {
+  const Folder *d = (const Folder *)ds;
+  return join(d->root, name_at(&d->files, (size_t)index), room) == CAB_OK ? room : d->root;
+}
+
 static void destroy(CabDataset *ds) {
   Folder *d = (Folder *)ds;
   free_names(&d->files);
@@ -113,7 +118,7 @@ static void destroy(CabDataset *ds) {
   cab_free(d);
 }
 
-static const CabDatasetKind kind = {"folder", fetch, destroy};
+static const CabDatasetKind kind = {"folder", fetch, path_of, destroy};
 
 /* Class of a folder: its place in the given names, or its own place. */
 static int class_of(const char *folder, size_t place, int classes, const char *const *names) {

@@ -1,4 +1,6 @@
 /* idx.c - MNIST's format: 00 00 TYPE DIMS, one big-endian u32 per dimension, then the values. Gzip is unpacked. */
+#include <string.h>
+
 #include "dataset.h"
 #include "rd.h"
 
@@ -8,6 +10,7 @@ typedef struct {
   CabDataset base;
   CabBytes bytes;
   CabIdx images;
+  char *path;
 } Idx;
 
 CabStatus cab_idx_parse(const uint8_t *bytes, size_t length, int dims, const char *file, CabIdx *out) {
@@ -37,12 +40,18 @@ static CabStatus fetch(CabDataset *ds, int64_t index, int *warnings, CabImage *o
   return CAB_OK;
 }
 
+static const char *path_of(const CabDataset *ds, int64_t index, char *room) {
+  (void)index, (void)room;
+  return ((const Idx *)ds)->path;
+}
+
 static void destroy(CabDataset *ds) {
+  cab_free(((Idx *)ds)->path);
   cab_bytes_free(&((Idx *)ds)->bytes);
   cab_free(ds);
 }
 
-static const CabDatasetKind kind = {"idx", fetch, destroy};
+static const CabDatasetKind kind = {"idx", fetch, path_of, destroy};
 
 static CabStatus read_labels(Idx *d, const char *path, const CabIdx *labels, int classes, const char *const *names) {
   int top = 0;
@@ -62,6 +71,9 @@ static CabStatus read_labels(Idx *d, const char *path, const CabIdx *labels, int
 static CabStatus open_both(Idx *d, const char *images, const char *labels, int classes, const char *const *names) {
   CabBytes bytes;
   CabIdx parsed;
+  size_t length = strlen(images) + 1;
+  if (!(d->path = cab_malloc(length, 1))) return CAB_E_MEMORY;
+  memcpy(d->path, images, length);
   CAB_TRY(cab_read_maybe_gz(images, MAX_FILE, &d->bytes));
   CAB_TRY(cab_idx_parse(d->bytes.data, d->bytes.length, 3, images, &d->images));
   CAB_TRY(cab_read_maybe_gz(labels, MAX_FILE, &bytes));

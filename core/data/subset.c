@@ -16,15 +16,14 @@ static CabStatus check(const int32_t *labels, int64_t count, double fraction, in
 }
 
 /* Marks the chosen ones of a class: place k of its permutation is its member order[k]. member: [n] indices. */
-static int64_t choose(const int32_t *member, uint32_t n, uint32_t *order, double fraction, CabRng key, uint8_t *chosen) {
+static void choose(const int32_t *member, uint32_t n, uint32_t *order, double fraction, CabRng key, uint8_t *chosen) {
   uint32_t take = (uint32_t)ceil(fraction * n - 1e-9);
   cab_permutation(key, order, n);
   for (uint32_t k = 0; k < take; k++) chosen[member[order[k]]] = 1;
-  return take;
 }
 
 CabStatus cab_subset(const int32_t *labels, int64_t count, double fraction, uint64_t seed, int32_t **out, int64_t *out_count) {
-  int32_t classes;
+  int32_t classes = 0;
   *out = NULL, *out_count = 0;
   CAB_TRY(check(labels, count, fraction, &classes));
   size_t n = (size_t)count;

@@ -133,7 +133,7 @@ static int distance(const char *a, const char *b) {
 }
 
 const char *bind_nearest(const char *name, const char *const *known) {
-  int limit = (int)strlen(name) / 3 + 2;
+  int limit = ((int)strlen(name) + 1) / 3 + 1;
   const char *best = NULL;
   for (; *known; known++) {
     int d = distance(name, *known);

@@ -36,11 +36,28 @@ const char *bind_where(lua_State *L, char out[48]) {
   return out;
 }
 
+/* A caller that is C (pcall) leaves no name; the core table has it. Its keys live as long as the table. */
+static const char *name_in_core(lua_State *L, lua_Debug *ar) {
+  const char *name = "?";
+  int top = lua_gettop(L);
+  luaL_checkstack(L, 6, "error");
+  lua_getinfo(L, "f", ar);
+  luaL_getsubtable(L, LUA_REGISTRYINDEX, LUA_LOADED_TABLE);
+  if (lua_getfield(L, -1, "cab.core") == LUA_TTABLE)
+    for (lua_pushnil(L); lua_next(L, top + 3); lua_pop(L, 1))
+      if (lua_rawequal(L, -1, top + 1) && lua_type(L, -2) == LUA_TSTRING) {
+        name = lua_tostring(L, -2);
+        break;
+      }
+  lua_settop(L, top);
+  return name;
+}
+
 const char *bind_function(lua_State *L) {
   lua_Debug ar;
   if (!lua_getstack(L, 0, &ar)) return "?";
   lua_getinfo(L, "n", &ar);
-  return ar.name ? ar.name : "?";
+  return ar.name ? ar.name : name_in_core(L, &ar);
 }
 
 _Noreturn int bind_raise(lua_State *L, CabStatus status) {
@@ -77,10 +94,9 @@ _Noreturn int bind_arg_error(lua_State *L, int arg, const char *fmt, ...) {
   va_start(args, fmt);
   vsnprintf(text, sizeof text, fmt, args);
   va_end(args);
-  const char *name = "?", *prefix = "";
+  const char *name = bind_function(L), *prefix = "";
   if (lua_getstack(L, 0, &ar)) {
     lua_getinfo(L, "n", &ar);
-    if (ar.name) name = ar.name;
     if (ar.namewhat && !strcmp(ar.namewhat, "method") && arg > 0 && --arg == 0) prefix = "self: ";
   }
   if (arg > 0) bind_fail(L, CAB_E_LUA, "%s: argument %d: %s", name, arg, text);
@@ -128,7 +144,7 @@ static int error_new(lua_State *L) {
 
 /* core.is_error(v): true for tables made here. */
 static int error_is(lua_State *L) {
-  luaL_checkany(L, 1);
+  lua_settop(L, 1);
   bool is = lua_getmetatable(L, 1) && (luaL_getmetatable(L, BIND_ERROR), lua_rawequal(L, -1, -2));
   lua_pushboolean(L, is);
   return 1;

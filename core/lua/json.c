@@ -179,7 +179,7 @@ static void put_value(lua_State *L, Out *out, int depth) {
 /* core.json_encode(value [, pretty]) */
 static int encode(lua_State *L) {
   Out state = {0}, *out = &state;
-  luaL_checkany(L, 1);
+  if (lua_isnone(L, 1)) bind_arg_error(L, 1, "value expected, got nothing");
   if (!lua_isnoneornil(L, 2) && bind_check_bool(L, 2)) out->indent = "  ";
   lua_settop(L, 1);
   lua_newtable(L);

@@ -75,7 +75,9 @@ static int scope_keep(lua_State *L) {
 
 /* core.no_grad(f, ...) -> what f returns; the old mode comes back on errors too. */
 static int no_grad(lua_State *L) {
-  if (lua_isnoneornil(L, 1)) bind_arg_error(L, 1, "function expected, got %s", bind_type_name(L, 1));
+  if (lua_type(L, 1) != LUA_TFUNCTION && luaL_getmetafield(L, 1, "__call") == LUA_TNIL)
+    bind_arg_error(L, 1, "function expected, got %s", bind_type_name(L, 1));
+  if (lua_type(L, 1) != LUA_TFUNCTION) lua_pop(L, 1);
   bool old = cab_set_grad_enabled(false);
   int failed = lua_pcall(L, lua_gettop(L) - 1, LUA_MULTRET, 0);
   cab_set_grad_enabled(old);

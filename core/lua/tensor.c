@@ -165,7 +165,7 @@ static int tensor_newindex(lua_State *L) {
 }
 
 static int is_tensor(lua_State *L) {
-  luaL_checkany(L, 1);
+  lua_settop(L, 1);
   lua_pushboolean(L, bind_test_tensor(L, 1) != NULL);
   return 1;
 }

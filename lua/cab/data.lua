@@ -10,12 +10,6 @@ local shared = {
   flip      = { "boolean", default = false },                -- mirrored left-right with probability 1/2
   pad       = { "integer", default = 0, min = 0, max = 64 }, -- random crop after padding each side by so many pixels
   size      = { "integer", min = 1, max = 1024 },            -- side in pixels; default: as in the files
-  erase     = { "number", default = 0, min = 0, max = 1 },   -- random erasing
-  jitter    = { "number", default = 0, min = 0, max = 1 },   -- brightness, contrast and saturation
-  randaug   = { "integer", default = 0, min = 0, max = 10 }, -- RandAugment magnitude, 0: off
-  mixup     = { "number", default = 0, min = 0 },            -- alpha
-  cutmix    = { "number", default = 0, min = 0 },            -- alpha
-  smoothing = { "number", default = 0, min = 0, max = 1 },   -- label smoothing
   mean      = { "number|table" },                            -- one number or one a channel
   std       = { "number|table" },
   threads   = { "integer", default = 1, min = 0, max = 64 }, -- loader threads
@@ -29,9 +23,9 @@ local function schema(extra)
   return s
 end
 
--- Paths of the repository's data folder: beside the working directory or beside the installed program.
+--- Files that come with the program: from the working directory, or else beside the library.
 local function find(path)
-  for _, root in ipairs { "", (package.searchpath("cab.data", package.path) or ""):gsub("lua/cab/data%.lua$", "") .. "" } do
+  for _, root in ipairs { "", core.library .. "/../" } do
     local f = io.open(root .. path, "rb")
     if f then f:close(); return root .. path end
   end
@@ -80,7 +74,8 @@ M.kinds = {
   },
   folder = {
     options = schema { root = { "string", required = true }, train = "train", test = "test",
-      crop = { "string", default = "none", one_of = { "none", "random", "centre" } } },
+      crop = { "string", default = "resized", one_of = { "resized", "random", "center", "none" } }, -- of training images
+      resize = { "integer", min = 1, max = 4096 } },                                                    -- shorter side in tests
     mean = { 0.485, 0.456, 0.406 }, std = { 0.229, 0.224, 0.225 },
     open = function(spec, split)
       return core.data.open { kind = "folder", path = spec.root .. "/" .. spec[split], on_bad = spec.on_bad }
@@ -107,12 +102,15 @@ Data.__index = Data
 
 local function transform(self, split)
   local spec, train = self.spec, split == "train"
-  return {
-    mean = self.mean, std = self.std, size = self.size,
-    flip = train and spec.flip or nil, pad = train and spec.pad > 0 and spec.pad or nil,
-    erase = train and spec.erase > 0 and spec.erase or nil, jitter = train and spec.jitter > 0 and spec.jitter or nil,
-    randaug = train and spec.randaug > 0 and spec.randaug or nil,
-  }
+  local t = { size = self.size, channels = self.channels, mean = self.mean, std = self.std }
+  if train then t.flip, t.pad = spec.flip, spec.pad end
+  if spec.kind == "folder" then
+    t.crop = train and spec.crop or "center"
+    t.resize = not train and (spec.resize or math.floor(self.size * 256 / 224 + 0.5)) or nil
+  elseif train and spec.pad > 0 then
+    t.crop = "random"
+  end
+  return t
 end
 
 --- One pass over a split. Training batches all have `batch` images (the rest of an epoch is left out); test batches end short.

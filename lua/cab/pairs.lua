@@ -132,7 +132,7 @@ function M.new(o)
   local student, teacher = o.student, o.teacher
   local p = setmetatable({
     directional = student.taps.directional, class_positions = student.class_positions, tokens = student.tokens,
-    state = student.state_size or student.width, dim = teacher.width, heads = teacher.heads, stats = {}, layers = 0,
+    state = student.state_size, width = student.width, dim = teacher.width, heads = teacher.heads, stats = {}, layers = 0,
     map = M.layers(o.map, student.depth, teacher.depth), now = nil,
   }, Pairs)
   for layer = 1, student.depth do

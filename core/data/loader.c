@@ -1,0 +1,261 @@
+/* loader.c - workers fill whole batches into a ring of slots; batch n goes to slot n mod slots, so batches leave in order
+ * and every bit is a function of (seed, epoch, sample), whatever the number of threads. */
+#include <errno.h>
+#include <limits.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <string.h>
+
+#include "dataset.h"
+
+enum { MAX_THREADS = 256 };
+
+typedef struct {
+  float *images;   /* [batch, C, S, S] */
+  int32_t *labels; /* [batch] */
+  int64_t ready;   /* batch number + 1 once filled */
+  int count, skipped, warnings;
+  CabStatus status;
+  CabError error;  /* status != OK: what failed; otherwise of the last skipped record */
+} Slot;
+
+struct CabLoader {
+  CabLoaderOptions o;
+  int32_t *order; /* [count] dataset indices in the order of this epoch */
+  int64_t batches, claimed, taken; /* next batch to fill, next batch to hand out */
+  int slots, started;
+  Slot *slot;
+  pthread_t thread[MAX_THREADS];
+  pthread_mutex_t lock;
+  pthread_cond_t filled, freed;
+  bool threaded; /* lock and conditions exist */
+  atomic_bool stop;
+  double wait;
+  int64_t skipped, warnings;
+  CabStatus failed;
+  CabError error;
+};
+
+/* ---- one batch ------------------------------------------------------------------------------ */
+
+/* "record 7: FILE: byte N: TEXT"; an error without a file gets the record's. */
+static void name_record(const CabDataset *ds, int64_t index) {
+  CabError *e = cab_error(), old = *e;
+  char path[PATH_MAX];
+  if (old.code != CAB_E_INPUT) return;
+  if (!old.file[0]) cab_fail_file(CAB_E_INPUT, old.id[0] ? old.id : "image-size", ds->kind->path(ds, index, path), -1, "%s", old.message);
+  old = *e;
+  snprintf(e->message, sizeof e->message, "record %lld: %.960s", (long long)index + 1, old.message);
+}
+
+static CabStatus load_one(CabLoader *l, int64_t index, float *to, int *warnings) {
+  CabImage image;
+  CabDraw draw = {l->o.seed, l->o.epoch, (uint64_t)index};
+  CAB_TRY(l->o.dataset->kind->fetch(l->o.dataset, index, l->o.tolerant ? warnings : NULL, &image));
+  CabStatus status = cab_transform_apply(&l->o.transform, draw, &image, to);
+  cab_image_free(&image);
+  return status;
+}
+
+static void fill(CabLoader *l, Slot *s, int64_t batch) {
+  size_t floats = (size_t)l->o.transform.channels * (size_t)l->o.transform.size * (size_t)l->o.transform.size;
+  int64_t first = batch * l->o.batch, last = first + l->o.batch < l->o.count ? first + l->o.batch : l->o.count;
+  s->count = s->skipped = s->warnings = 0;
+  s->status = CAB_OK;
+  for (int64_t i = first; i < last && !atomic_load_explicit(&l->stop, memory_order_relaxed); i++) {
+    CabStatus status = load_one(l, l->order[i], s->images + (size_t)s->count * floats, &s->warnings);
+    if (status == CAB_OK) {
+      s->labels[s->count++] = l->o.dataset->labels[l->order[i]];
+      continue;
+    }
+    name_record(l->o.dataset, l->order[i]);
+    s->error = *cab_error();
+    if (l->o.skip_bad && status == CAB_E_INPUT) s->skipped++;
+    else {
+      s->status = status;
+      return;
+    }
+  }
+}
+
+static void *work(void *arg) {
+  CabLoader *l = arg;
+  pthread_mutex_lock(&l->lock);
+  for (;;) {
+    while (!atomic_load(&l->stop) && l->claimed < l->batches && l->claimed >= l->taken + l->slots) pthread_cond_wait(&l->freed, &l->lock);
+    if (atomic_load(&l->stop) || l->claimed >= l->batches) break;
+    int64_t batch = l->claimed++;
+    Slot *s = &l->slot[batch % l->slots];
+    pthread_mutex_unlock(&l->lock);
+    fill(l, s, batch);
+    pthread_mutex_lock(&l->lock);
+    s->ready = batch + 1;
+    pthread_cond_signal(&l->filled);
+  }
+  pthread_mutex_unlock(&l->lock);
+  return NULL;
+}
+
+/* ---- opening and closing -------------------------------------------------------------------- */
+
+static CabStatus check(const CabLoaderOptions *o) {
+  if (o->batch < 1 || o->batch > 1 << 20) return cab_fail(CAB_E_LUA, "loader: batch is %d", o->batch);
+  if (o->threads < 0 || o->threads > MAX_THREADS) return cab_fail(CAB_E_LUA, "loader: threads is %d, expected 0 to %d", o->threads, MAX_THREADS);
+  if (o->start < 0) return cab_fail(CAB_E_LUA, "loader: start is %lld", (long long)o->start);
+  for (int64_t i = 0; o->indices && i < o->count; i++)
+    if (o->indices[i] < 0 || o->indices[i] >= o->dataset->count)
+      return cab_fail(CAB_E_LUA, "loader: index %d, the dataset has %lld records", o->indices[i], (long long)o->dataset->count);
+  const CabDataset *ds = o->dataset;
+  const CabTransform *t = &o->transform;
+  CAB_TRY(cab_transform_check(t));
+  if (ds->width && t->crop == CAB_CROP_NONE && !t->resize && (ds->width != t->size || ds->height != t->size))
+    return cab_fail(CAB_E_LUA, "loader: images of %d x %d pixels, size is %d: set resize or crop", ds->width, ds->height, t->size);
+  return CAB_OK;
+}
+
+/* Epoch order: a permutation keyed by (seed, epoch). */
+static CabStatus make_order(CabLoader *l) {
+  size_t n = (size_t)l->o.count;
+  l->order = cab_malloc(n, sizeof *l->order);
+  uint32_t *place = l->o.shuffle ? cab_malloc(n, sizeof *place) : NULL;
+  if (!l->order || (l->o.shuffle && !place)) {
+    cab_free(place);
+    return CAB_E_MEMORY;
+  }
+  if (place) cab_permutation((CabRng){l->o.seed, cab_hash_name("order") + l->o.epoch * 0x9e3779b97f4a7c15u}, place, (uint32_t)n);
+  for (size_t i = 0; i < n; i++) {
+    size_t from = place ? place[i] : i;
+    l->order[i] = l->o.indices ? l->o.indices[from] : (int32_t)from;
+  }
+  cab_free(place);
+  l->o.indices = NULL; /* the caller's */
+  return CAB_OK;
+}
+
+static CabStatus make_slots(CabLoader *l) {
+  uint64_t floats = sz_mul(sz_mul((uint64_t)l->o.transform.channels, (uint64_t)l->o.transform.size), (uint64_t)l->o.transform.size);
+  uint64_t batch = l->o.batch < l->o.count ? (uint64_t)l->o.batch : (uint64_t)(l->o.count ? l->o.count : 1);
+  if (!(l->slot = cab_calloc((size_t)l->slots, sizeof *l->slot))) return CAB_E_MEMORY;
+  for (int i = 0; i < l->slots; i++) {
+    l->slot[i].images = cab_malloc(sz_mul(floats, batch), sizeof(float));
+    l->slot[i].labels = cab_malloc(batch, sizeof(int32_t));
+    if (!l->slot[i].images || !l->slot[i].labels) return CAB_E_MEMORY;
+  }
+  return CAB_OK;
+}
+
+/* Workers take no signals: those are the main thread's. */
+static CabStatus start_threads(CabLoader *l) {
+  sigset_t all, old;
+  pthread_mutex_init(&l->lock, NULL);
+  pthread_cond_init(&l->filled, NULL);
+  pthread_cond_init(&l->freed, NULL);
+  l->threaded = true;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &old);
+  int code = 0;
+  while (!code && l->started < l->o.threads) {
+    code = cab_fault("thread") ? EAGAIN : pthread_create(&l->thread[l->started], NULL, work, l);
+    if (!code) l->started++;
+  }
+  pthread_sigmask(SIG_SETMASK, &old, NULL);
+  return code ? cab_fail(CAB_E_MEMORY, "loader: thread %d of %d could not be started", l->started + 1, l->o.threads) : CAB_OK;
+}
+
+CabLoader *cab_loader_open(const CabLoaderOptions *options) {
+  if (check(options) != CAB_OK) return NULL;
+  CabLoader *l = cab_calloc(1, sizeof *l);
+  if (!l) return NULL;
+  l->o = *options;
+  if (!l->o.indices) l->o.count = l->o.dataset->count;
+  cab_dataset_retain(l->o.dataset);
+  l->batches = l->o.drop_last ? l->o.count / l->o.batch : (l->o.count + l->o.batch - 1) / l->o.batch;
+  l->claimed = l->taken = l->o.start;
+  l->slots = l->o.threads ? l->o.threads + 2 : 1;
+  CabStatus status = make_order(l);
+  if (status == CAB_OK) status = make_slots(l);
+  if (status == CAB_OK && l->o.threads) status = start_threads(l);
+  if (status == CAB_OK) return l;
+  CabError kept = *cab_error();
+  cab_loader_close(l);
+  *cab_error() = kept;
+  return NULL;
+}
+
+void cab_loader_close(CabLoader *l) {
+  if (!l) return;
+  if (l->threaded) {
+    pthread_mutex_lock(&l->lock);
+    atomic_store(&l->stop, true);
+    pthread_cond_broadcast(&l->freed);
+    pthread_mutex_unlock(&l->lock);
+    for (int i = 0; i < l->started; i++) pthread_join(l->thread[i], NULL);
+    pthread_mutex_destroy(&l->lock);
+    pthread_cond_destroy(&l->filled);
+    pthread_cond_destroy(&l->freed);
+  }
+  for (int i = 0; l->slot && i < l->slots; i++) cab_free(l->slot[i].images), cab_free(l->slot[i].labels);
+  cab_free(l->slot);
+  cab_free(l->order);
+  cab_dataset_release(l->o.dataset);
+  cab_free(l);
+}
+
+/* ---- handing out ---------------------------------------------------------------------------- */
+
+/* The filled slot of batch number l->taken. What the caller held before is free from now on. */
+static Slot *await(CabLoader *l, int64_t batch) {
+  Slot *s = &l->slot[batch % l->slots];
+  if (!l->threaded) {
+    fill(l, s, batch);
+    return s;
+  }
+  double since = cab_now();
+  pthread_mutex_lock(&l->lock);
+  l->taken = batch;
+  pthread_cond_broadcast(&l->freed);
+  while (s->ready != batch + 1) pthread_cond_wait(&l->filled, &l->lock);
+  pthread_mutex_unlock(&l->lock);
+  l->wait += cab_now() - since;
+  return s;
+}
+
+static CabStatus fail(CabLoader *l, CabStatus status, const CabError *error) {
+  l->error = *error;
+  *cab_error() = *error;
+  return l->failed = status;
+}
+
+/* More than 1 % of the epoch's records skipped is no accident. */
+static CabStatus count_bad(CabLoader *l, const Slot *s) {
+  l->skipped += s->skipped;
+  l->warnings += s->warnings;
+  if (s->skipped == 0 || l->skipped * 100 <= l->o.count) return CAB_OK;
+  CabError e = s->error;
+  int n = snprintf(e.message, sizeof e.message, "%lld of %lld records are bad, more than 1%%; the last: ", (long long)l->skipped, (long long)l->o.count);
+  snprintf(e.message + n, sizeof e.message - (size_t)n, "%.900s", s->error.message);
+  return fail(l, CAB_E_INPUT, &e);
+}
+
+CabStatus cab_loader_next(CabLoader *l, int *count, const float **images, const int32_t **labels) {
+  *count = 0;
+  if (l->failed != CAB_OK) {
+    *cab_error() = l->error;
+    return l->failed;
+  }
+  while (l->o.start < l->batches) { /* o.start: the next batch of the caller */
+    Slot *s = await(l, l->o.start++);
+    if (s->status != CAB_OK) return fail(l, s->status, &s->error);
+    CAB_TRY(count_bad(l, s));
+    if (s->count == 0) continue;
+    *count = s->count, *images = s->images, *labels = s->labels;
+    return CAB_OK;
+  }
+  return CAB_OK;
+}
+
+int64_t cab_loader_batches(const CabLoader *l) { return l->batches; }
+double cab_loader_wait(const CabLoader *l) { return l->wait; }
+int64_t cab_loader_skipped(const CabLoader *l) { return l->skipped; }
+int64_t cab_loader_warnings(const CabLoader *l) { return l->warnings; }

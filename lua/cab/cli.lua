@@ -1,0 +1,167 @@
+--- The program's command line. Faults are raised; the program prints them and exits with their code.
+local core = require "cab.core"
+local check = require "cab.check"
+local M = {}
+
+local examples = [[
+examples:
+  cab run recipes/quickstart.lua                 train; results in runs/quickstart-1
+  cab run my.lua optim.lr=1e-3 data.fraction=0.05 --out /tmp/a
+  cab run my.lua --resume                        go on where the newest run of my.lua stopped
+  cab run my.lua --resume=latest-good --out DIR  the same, taking an older checkpoint if the newest is damaged
+  cab run script.lua a b                         any Lua file that returns no recipe is just run, with `arg`
+  cab eval runs/quickstart-1/bridge
+  cab inspect weights.safetensors
+exit codes: 0 done, 1 Lua error, 2 usage or recipe, 65 input file refused, 69 device, 70 internal error, 71 memory,
+  74 I/O, 75 stopped and resumable, 76 not-finite numbers, 130 interrupted twice]]
+
+local function parser()
+  local argparse = require "argparse"
+  local p = argparse("cab", "Distils transformers into state space models."):epilog(examples)
+  p:help_max_width(110):add_help_command { description = "Show help for the program or a command." }
+  p:command_target("command"):require_command(true)
+  local run = p:command("run", "Train a recipe, or run a Lua file."):epilog(examples)
+  run:argument("file", "Recipe or Lua file.")
+  run:argument("overrides", "key=value: fields of the recipe, as optim.lr=1e-3."):args("*")
+  run:option("--out", "Run folder; default runs/RECIPE-N."):argname("DIR")
+  run:flag("--quiet", "Print nothing but warnings of the system.")
+  run:option("--resume", "Go on with a run: --resume, or --resume=latest-good to fall back on older checkpoints."):args("?"):argname("HOW")
+  local eval = p:command("eval", "Evaluate the best weights of a run again.")
+  eval:argument("run", "Run folder.")
+  eval:argument("overrides", "key=value: fields of the recipe."):args("*")
+  p:command("repl", "Lua prompt with `cab` in it.")
+  p:command("inspect", "List the tensors of a weight file."):argument("file", "safetensors or .pth file.")
+  p:command("doctor", "What a report of a problem needs: versions, processor, threads.")
+  function p.error(_, message) check.fail(2, message, { id = "usage" }) end
+  run.error, eval.error = p.error, p.error
+  return p
+end
+
+-- --resume takes no separate word, so that overrides may follow it.
+local function split_resume(args)
+  local rest, how = {}, nil
+  for _, a in ipairs(args) do
+    if a == "--resume" then
+      how = true
+    elseif a:find("^%-%-resume=") then
+      how = a:sub(10)
+      if how ~= "latest-good" then check.fail(2, ("--resume=%s: %s"):format(how, check.unknown("choice", how, { "latest-good" })), { id = "usage" }) end
+    else
+      rest[#rest + 1] = a
+    end
+  end
+  return rest, how
+end
+
+-- Where FILE stands in `run` arguments, so that a plain script may have arguments of any form after it.
+local function file_at(args)
+  local i = 2
+  while args[i] do
+    if args[i] == "--out" then i = i + 2
+    elseif args[i]:sub(1, 1) == "-" then i = i + 1
+    else return i end
+  end
+end
+
+local function run_script(path, args)
+  local chunk = core.loadfile(path)
+  _G.arg = table.move(args, 1, #args, 1, { [0] = path })
+  return chunk(table.unpack(args))
+end
+
+local commands = {}
+
+function commands.run(args)
+  local at = file_at(args)
+  if not at then
+    parser():parse(args) -- faults: the file is missing, or prints help
+    return 0
+  end
+  local path = args[at]
+  local value = run_script(path, table.move(args, at + 1, #args, 1, {}))
+  local recipes, compare = require "cab.recipe", require "cab.compare"
+  if not recipes.is(value) and not compare.is(value) then
+    if type(value) == "table" then check.fail(2, path .. ": returns a plain table, expected cab.recipe{...} or cab.compare{...}", { id = "recipe" }) end
+    return math.type(value) == "integer" and value or value == false and 1 or 0
+  end
+  local rest, how = split_resume(args)
+  local parsed = parser():parse(rest)
+  value:override(parsed.overrides)
+  value:run { out = parsed.out, resume = how, quiet = parsed.quiet, name = path:match("([^/]+)%.lua$") or path:match("[^/]+$") }
+  return 0
+end
+
+-- JSON's { kind = "last", k = 4 } is { "last", k = 4 } in a recipe.
+local function decoded(recipe)
+  if type(recipe.pairs) == "table" and recipe.pairs.kind then
+    local p = { recipe.pairs.kind }
+    for k, v in pairs(recipe.pairs) do if k ~= "kind" then p[math.tointeger(tonumber(k)) or k] = v end end
+    recipe.pairs = p
+  end
+  return recipe
+end
+
+function commands.eval(args)
+  local parsed = parser():parse(args)
+  local path = parsed.run
+  local saved = core.json_decode(require "cab.folder".read(path .. "/recipe.json"))
+  if type(saved) ~= "table" or type(saved.recipe) ~= "table" then
+    check.fail(65, path .. "/recipe.json: no recipe in it", { file = path .. "/recipe.json", id = "recipe" })
+  end
+  local recipe = require "cab.recipe".recipe(decoded(saved.recipe)):override(parsed.overrides)
+  local scope <close> = core.scope()
+  local job = require "cab.job".build(recipe.resolved)
+  local tensors, meta = core.load(path .. "/best.safetensors")
+  job.student:load(tensors)
+  local e = require "cab.eval".classify(job.student, job.data, { batch = recipe.resolved.eval.batch })
+  print(("%s of step %s: top1 %.2f  top5 %.2f  loss %.4f  (%d images, %.0f a second)"):format(path .. "/best.safetensors",
+    meta and meta.step or "?", e.top1, e.top5, e.loss, e.images, e.images / e.seconds))
+  return 0
+end
+
+function commands.repl() return require "cab.repl".run() end
+
+function commands.inspect(args)
+  local path = parser():parse(args).file
+  local rows, total = {}, 0
+  for i, t in ipairs(core.inspect(path)) do
+    local count = 1
+    for _, n in ipairs(t.shape) do count = count * n end
+    total = total + count
+    rows[i] = { core.escape(t.name), t.dtype, "[" .. table.concat(t.shape, ",") .. "]", t.min and ("%.4g"):format(t.min) or "",
+      t.max and ("%.4g"):format(t.max) or "", (t.bad or 0) > 0 and tostring(t.bad) or "" }
+  end
+  print(require "cab.report".table({ "name", "dtype", "shape", "min", "max", "not finite" }, rows))
+  print(("%d tensors, %d values"):format(#rows, total))
+  return 0
+end
+
+function commands.doctor(args)
+  parser():parse(args)
+  local facts = core.doctor()
+  for _, name in ipairs(require "cab.options".names(facts)) do print(("%-16s %s"):format(name, tostring(facts[name]))) end
+  print(("%-16s %s"):format("gnuplot", require "cab.report".gnuplot() and "yes" or "no: curves are skipped"))
+  print(("%-16s %s"):format("line editing", core.editline and core.editline.available() and "libedit" or "no: plain input"))
+  return 0
+end
+
+--- Runs the program. Returns the exit code; faults are raised.
+---@param args string[]
+---@return integer
+function M.main(args)
+  local name = args[1]
+  if commands[name] then return commands[name](table.move(args, 1, #args, 1, {})) or 0 end
+  if not name then
+    if core.isatty(0) then return commands.repl() end
+    print(parser():get_help())
+    return 2
+  end
+  if name == "help" and args[2] and rawget(core.ops, args[2]) then
+    print(core.help(args[2]))
+    return 0
+  end
+  parser():parse(table.move(args, 1, #args, 1, {})) -- help, or a fault with the nearest command
+  return 0
+end
+
+return M

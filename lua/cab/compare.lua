@@ -1,0 +1,143 @@
+--- Several runs that differ in their stages: same data, seed and steps, one table at the end, two pictures.
+local core = require "cab.core"
+local check = require "cab.check"
+local recipes = require "cab.recipe"
+local report = require "cab.report"
+local M = {}
+
+---@class Comparison
+local Comparison = {}
+Comparison.__index = Comparison
+
+local schema = { name = { "string", default = "" }, base = { "table", required = true }, runs = { "table", required = true },
+  pictures = { "integer", default = 8, min = 0, max = 64 } } -- test images in attention.png
+
+--- cab.compare { base = {recipe}, runs = { { name = "vanilla", stages = {...} }, ... } }: each run is the base with the
+--- run's fields in place of its own.
+---@param given table
+---@return Comparison
+function M.compare(given)
+  local o = check.options(schema, given, "compare")
+  local self = setmetatable({ name = o.name, runs = {}, pictures = o.pictures }, Comparison)
+  local seen = {}
+  for i, run in ipairs(o.runs) do
+    if type(run.name) ~= "string" or seen[run.name] then
+      check.usage(("compare: runs.%d needs a name of its own"):format(i))
+    end
+    local all = check.copy(o.base)
+    for k, v in pairs(run) do all[k] = v end
+    seen[run.name] = true
+    self.runs[i] = { name = run.name, recipe = recipes.recipe(all) }
+  end
+  if #self.runs == 0 then check.usage("compare: runs is empty") end
+  return self
+end
+
+function M.is(value) return getmetatable(value) == Comparison end
+
+--- Overrides for all runs; one that fits none of them is a fault, one on a loss term goes to the runs that have it.
+function Comparison:override(texts)
+  for _, text in ipairs(texts) do
+    local taken, first
+    for _, run in ipairs(self.runs) do
+      local ok, e = pcall(run.recipe.override, run.recipe, { text })
+      if ok then taken = true
+      elseif not text:find("^stages%.%d+%.loss%.") then error(e, 0)
+      else first = first or e end
+    end
+    if not taken then error(first, 0) end
+  end
+  return self
+end
+
+local function exists(path)
+  local f = io.open(path, "rb")
+  if f then f:close() end
+  return f ~= nil
+end
+
+local function load_student(run)
+  local r = run.recipe.resolved
+  local job = require "cab.job".build(r)
+  job.student:load((core.load(run.result.path .. "/best.safetensors")))
+  return job
+end
+
+-- One column of maps for the teacher and one a run, of the last layer and the teacher layer it learned from.
+local function attention(self, path)
+  local scope <close> = core.scope()
+  local columns, images = {}, nil
+  for _, run in ipairs(self.runs) do
+    local job = load_student(run)
+    local depth = job.student.depth
+    if job.student.kind ~= "vim" or not job.teacher or job.teacher.kind ~= "vit" then
+      return nil, "no attention maps: they need a vit teacher and a vim student"
+    end
+    if not images then
+      local loader = job.data:loader("test", { batch = self.pictures })
+      images = loader:next()
+      loader:close()
+      columns[1] = report.teacher_maps(job.teacher, images, job.pairs.map[depth])
+    end
+    columns[#columns + 1] = report.student_maps(job.student, images, depth)
+  end
+  return report.mosaic(images, columns, path)
+end
+
+--- Trains all runs in OUT/NAME, prints the table, writes accuracy.png and attention.png.
+---@param o? table as for train.run
+---@return table[] results
+function Comparison:run(o)
+  o = o or {}
+  local name = self.name ~= "" and self.name or o.name or "compare"
+  local root = o.out or require "cab.folder".choose(name, o.resume)
+  local results = {}
+  for i, run in ipairs(self.runs) do
+    local path = root .. "/" .. run.name
+    local old = o.resume and exists(path .. "/recipe.json")
+    local ok, result = pcall(run.recipe.run, run.recipe,
+      { out = path, name = run.name, quiet = o.quiet, resume = old and o.resume or nil, stop_after = o.stop_after })
+    if not ok then
+      if check.code(result) == 75 then
+        check.fail(75, ("%s of %s stopped; go on with --resume --out %s"):format(run.name, name, root), { id = "stopped" })
+      end
+      error(result, 0)
+    end
+    run.result, results[i] = result, result
+  end
+  self:report(root, o)
+  return results
+end
+
+--- The table and the pictures of finished runs.
+---@param root string folder of the pictures
+---@param o table quiet
+function Comparison:report(root, o)
+  local rows = {}
+  for i, run in ipairs(self.runs) do
+    local r = run.result
+    local r2 = r.r2 and next(r.r2) and select(2, next(r.r2))
+    rows[i] = { run.name, ("%.2f"):format(r.top1), r.top5 and ("%.2f"):format(r.top5) or "", r.loss and ("%.4f"):format(r.loss) or "",
+      r2 and ("%.3f"):format(r2) or "", ("%d"):format(r.steps), ("%.0f"):format(r.seconds) }
+  end
+  local text = report.table({ "run", "top-1 %", "top-5 %", "loss", "bridge R2", "steps", "seconds" }, rows)
+  local function say(line) if not o.quiet then print(line) end end
+  say("\n" .. text)
+  core.write_file(root .. "/table.txt", text .. "\n")
+  local list = {}
+  for i, run in ipairs(self.runs) do list[i] = { name = run.name, path = run.result.path } end
+  local curve, why = report.curves(list, root .. "/accuracy.png", { title = "top-1 on the test images" })
+  say(curve and "accuracy over steps: " .. curve or "skipped: " .. why)
+  if self.pictures > 0 then
+    local picture, reason = attention(self, root .. "/attention.png")
+    say(picture and ("image, teacher's attention, %s: %s"):format(self:names(), picture) or "skipped: " .. reason)
+  end
+end
+
+function Comparison:names()
+  local list = {}
+  for i, run in ipairs(self.runs) do list[i] = run.name end
+  return table.concat(list, ", ")
+end
+
+return setmetatable(M, { __call = function(_, given) return M.compare(given) end })

@@ -1,0 +1,117 @@
+-- Both tiny vision models, the losses and every gradient against an independent f64 autograd reference.
+local core = require "cab.core"
+local cab = require "cab"
+
+local FOLDER = "tests/fixtures/goldens/"
+local params = core.load(FOLDER .. "vision_tiny_params.safetensors")
+local ref = core.load(FOLDER .. "vision_tiny_ref_fp64.safetensors")
+
+local function flat(t) return t:to("f64"):clone():reshape(t:count()):totable() end
+
+-- |a - b| / |b| over all elements; |a - b| where b is all but zero.
+local function distance(a, b)
+  local x, y, d, n = flat(a), flat(b), 0, 0
+  assert.equal(#y, #x)
+  for i = 1, #x do d, n = d + (x[i] - y[i]) ^ 2, n + y[i] ^ 2 end
+  return n > 1e-24 and (d / n) ^ 0.5 or d ^ 0.5
+end
+
+local function close(a, name, tolerance)
+  local d = distance(a, assert(ref[name], name))
+  assert.is_true(d <= tolerance, ("%s: relative L2 error %.3g"):format(name, d))
+end
+
+local function models(dtype)
+  local student = cab.models.vim { dim = 32, depth = 4, state = 8, patch = 8 }
+    :build { image = 32, classes = 10, dtype = dtype }
+  local teacher = cab.models.vit { dim = 32, depth = 2, heads = 2, patch = 8 }
+    :build { image = 32, classes = 10, dtype = dtype }
+  student:load(params, "student.")
+  teacher:load(params, "teacher."):freeze()
+  return student, teacher
+end
+
+for _, case in ipairs { { dtype = "f64", output = 1e-9, gradient = 1e-9 }, { dtype = "f32", output = 1e-5, gradient = 1e-4 } } do
+  describe("vision goldens in " .. case.dtype, function()
+    local student, teacher, logits, taps, teacher_logits, teacher_taps
+    local images = params["input.images"]:to(case.dtype)
+
+    setup(function()
+      student, teacher = models(case.dtype)
+      teacher_logits, teacher_taps = teacher:forward(images, { q = true, k = true })
+      logits, taps = student:forward(images, { B = true, C = true })
+    end)
+
+    it("has the reference's logits", function()
+      close(teacher_logits, "teacher_logits", case.output)
+      close(logits, "logits", case.output)
+    end)
+
+    it("has the reference's q and k", function() -- [b,l,H*P] -> [b,H,l,P]
+      for i = 1, 2 do
+        for _, name in ipairs { "q", "k" } do
+          close(teacher_taps[name][i]:reshape(3, 17, 2, 16):permute(1, 3, 2, 4), ("teacher.%d.%s"):format(i - 1, name), case.output)
+        end
+      end
+    end)
+
+    it("has the reference's B and C, the backward ones in reversed token order", function() -- [b,l,N] -> [b,1,N,l]
+      for i = 1, 4 do
+        for _, name in ipairs { "B", "C" } do
+          close(taps[name][i]:permute(1, 3, 2):reshape(3, 1, 8, 17), ("student.%d.%s"):format(i - 1, name), case.output)
+          close(taps[name .. "_b"][i]:flip(2):permute(1, 3, 2):reshape(3, 1, 8, 17), ("student.%d.%s_b"):format(i - 1, name), case.output)
+        end
+      end
+    end)
+
+    it("has the reference's losses and connected gradients", function()
+      local pairing = cab.pairs.new { student = student, teacher = teacher }
+      local bridge = cab.strategy.create { "attention_bridge", hidden = 16, map = "softmax" }
+      bridge:prepare(pairing, { dtype = case.dtype })
+      bridge:load(params)
+      local soft = cab.strategy.create "soft"
+      pairing:step(taps, teacher_taps)
+      local batch = { logits = logits, teacher = teacher_logits }
+      local a, b = bridge:run(pairing, batch), soft:run(pairing, batch)
+      local total = b + 3 * a
+      close(a, "loss.align", case.output)
+      close(b, "loss.soft", case.output)
+      close(total, "loss.total", case.output)
+      total:backward()
+      local seen = 0
+      for _, list in ipairs { student:parameters "student.", bridge:parameters() } do
+        for _, p in ipairs(list) do
+          assert(p.tensor.grad, p.name .. " has no gradient")
+          close(p.tensor.grad, "grad_connected_total." .. p.name, case.gradient)
+          seen = seen + 1
+        end
+      end
+      local expected = 0
+      for name in pairs(ref) do
+        if name:find("grad_connected_total.", 1, true) == 1 then expected = expected + 1 end
+      end
+      assert.equal(expected, seen)
+    end)
+  end)
+end
+
+describe("the detached bridge", function()
+  it("has the gradients of the published code", function()
+    local student, teacher = models "f64"
+    local images = params["input.images"]:to "f64"
+    local pairing = cab.pairs.new { student = student, teacher = teacher }
+    local bridge = cab.strategy.create { "attention_bridge", hidden = 16, map = "softmax", detach = true }
+    bridge:prepare(pairing, { dtype = "f64" })
+    bridge:load(params)
+    local teacher_logits, teacher_taps = teacher:forward(images, { q = true, k = true })
+    local logits, taps = student:forward(images, { B = true, C = true })
+    pairing:step(taps, teacher_taps)
+    local batch = { logits = logits, teacher = teacher_logits }
+    local soft = cab.strategy.create "soft"
+    local total = soft:run(pairing, batch) + 3 * bridge:run(pairing, batch)
+    total:backward()
+    for _, list in ipairs { student:parameters "student.", bridge:parameters() } do
+      for _, p in ipairs(list) do close(p.tensor.grad, "grad_upstream_total." .. p.name, 1e-9) end
+    end
+  end)
+end)
