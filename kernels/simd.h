@@ -189,10 +189,20 @@ SIMD vec vec_exp(vec x) {
 #endif
   return vec_scale2(vec_exp2_core(r * VEC_LOG2E), n);
 }
+/* 1/x for 1 <= x < 2^126, f32 < 1.2e-7. On v4 a 14-bit estimate and a Newton step: 3 operations where one division
+ * keeps the unit busy for ~16 cycles. */
+SIMD vec vec_inverse(vec x) {
+#if REAL_BITS == 32 && VEC_BYTES == 64
+  vec r = _mm512_rcp14_ps(x);
+  return r + r * (1 - x * r);
+#else
+  return 1 / x;
+#endif
+}
 /* log(1 + e) for 0 <= e <= 1, as 2 atanh(s), s = e/(2+e) <= 1/3; f32 < 3e-7. */
 SIMD vec vec_log1p01(vec e) {
 #if REAL_BITS == 32
-  vec s = e / (e + 2), z = s * s;
+  vec s = e * vec_inverse(e + 2), z = s * s;
   vec p = z * (1.f / 13) + 1.f / 11;
   p = p * z + 1.f / 9;
   p = p * z + 1.f / 7;
@@ -204,11 +214,15 @@ SIMD vec vec_log1p01(vec e) {
   return VEC_EACH(log1p, e);
 #endif
 }
-SIMD vec vec_sigmoid(vec x) { return 1 / (1 + vec_exp(-x)); }
+/* From e^-|x|, which cannot overflow. */
+SIMD vec vec_sigmoid(vec x) {
+  vec e = vec_exp(-vec_abs(x));
+  return vec_select(x >= 0, vec_set(1), e) * vec_inverse(1 + e);
+}
 /* log(1 + e^x), and its derivative sigmoid(x) when asked for, from one exponential. */
 SIMD vec vec_softplus_d(vec x, vec *derivative) {
   vec e = vec_exp(-vec_abs(x));
-  if (derivative) *derivative = vec_select(x >= 0, vec_set(1), e) / (1 + e);
+  if (derivative) *derivative = vec_select(x >= 0, vec_set(1), e) * vec_inverse(1 + e);
   return vec_max(vec_set(0), x) + vec_log1p01(e);
 }
 SIMD vec vec_softplus(vec x) { return vec_softplus_d(x, NULL); }

@@ -111,6 +111,23 @@ describe("models", function()
     fails("larger than the image", function() cab.models.vim {}:build { image = 8 } end)
     fails("did you mean 'models'", function() return cab.modles end)
   end)
+  it("refuse images of another size or dtype", function()
+    for _, kind in ipairs { "vit", "vim" } do
+      local m = cab.models[kind] { dim = 6, depth = 1, patch = 4 }:build { image = 8, classes = 2 }
+      fails(kind .. ": images are f32[1,1,8,8], expected f32[b,3,8,8]", m.forward, m, core.ones { 1, 1, 8, 8 })
+      fails("f64[1,3,8,8]", m.forward, m, core.ones({ 1, 3, 8, 8 }, "f64"))
+    end
+  end)
+  it("load the weights that a description names", function()
+    local path = os.tmpname()
+    local o = { dim = 4, depth = 1, patch = 4, state = 2 }
+    local first = cab.models.vim(o):build { image = 8, classes = 2, seed = 9 }
+    core.save(path, first:state(), { kind = "vim" })
+    o.weights = path
+    local second = cab.models.vim(o):build { image = 8, classes = 2, seed = 1 }
+    os.remove(path)
+    for name, t in pairs(first:state()) do assert.same(t:totable(), second:state()[name]:totable(), name) end
+  end)
   it("count tokens by stride and class token", function()
     local function tokens(o)
       o.dim, o.depth, o.patch, o.state = 8, 1, 4, 2

@@ -10,7 +10,8 @@ end
 
 -- Only what pairs reads of models: teacher layers of width 4, grid 2 x 2.
 local function fake(depth, class_token, teacher_depth)
-  local student = cab.models.vim { dim = 8, depth = depth, state = 2, patch = 2, class_token = class_token }:build { image = 4, classes = 3 }
+  local student = cab.models.vim { dim = 8, depth = depth, state = 2, patch = 2, class_token = class_token }
+    :build { image = 4, classes = 3 }
   local teacher = cab.models.vit { dim = 4, depth = teacher_depth or 2, heads = 2, patch = 2 }:build { image = 4, classes = 3 }
   return student, teacher
 end

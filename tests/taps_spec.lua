@@ -176,10 +176,10 @@ end)
 describe("cab.gradcheck", function()
   it("accepts a right gradient and refuses a wrong one", function()
     local x = core.normal({ 2, 3 }, 0, 1, 1, "x", "f64")
-    local before = x:totable()
+    local values = x:totable()
     local r = cab.gradcheck(function(a) return op.silu(a) end, { x })
     assert.equal(6, r.checked)
-    assert.same(before, x:totable())
+    assert.same(values, x:totable())
     local wrong = cab.custom {
       name = "wrong",
       forward = function(_, a) return op.square(a) end,

@@ -114,6 +114,7 @@ void bind_file(lua_State *L);
 void bind_signal(lua_State *L);
 void bind_json(lua_State *L);
 void bind_doctor(lua_State *L);
+void bind_edit(lua_State *L);
 void bind_io(lua_State *L);   /* bind_io.c */
 void bind_data(lua_State *L); /* bind_data.c */
 int luaopen_cab_core(lua_State *L);

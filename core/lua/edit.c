@@ -85,8 +85,6 @@ static int read_line(lua_State *L) {
   char *line = edit.readline(prompt);
   state = outer;
   if (!line) return lua_pushnil(L), 1;
-  char **slot = lua_newuserdatauv(L, sizeof *slot, 0); /* the string is copied before Lua may run out of memory with it */
-  *slot = line;
   lua_pushstring(L, line);
   free(line);
   return 1;
@@ -120,7 +118,6 @@ static int save_history(lua_State *L) {
   return lua_pushboolean(L, edit.write_history(path) == 0), 1;
 }
 
-void bind_edit(lua_State *L);
 void bind_edit(lua_State *L) {
   static const luaL_Reg functions[] = {{"available", available},     {"readline", read_line}, {"complete", set_completer},
                                        {"add", add},                 {"load", load_history},  {"save", save_history},

@@ -16,6 +16,7 @@ int luaopen_cab_core(lua_State *L) {
   bind_signal(L);
   bind_json(L);
   bind_doctor(L);
+  bind_edit(L);
   bind_io(L);
   bind_data(L);
   return 1;

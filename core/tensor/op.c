@@ -101,7 +101,6 @@ static size_t put(char *out, size_t at, size_t capacity, const char *fmt, ...) {
 static void expected_text(const CabCall *c, const CabArgSpec *spec, Bound bound, char *out, size_t capacity) {
   size_t at = put(out, 0, capacity, "%s[", spec->integer ? cab_dtype_name(spec->dtype) : "");
   const char *comma = "";
-  if (spec->broadcast) at = put(out, at, capacity, "&");
   if (spec->lead && !bound.lead) at = put(out, at, capacity, "*"), comma = ",";
   for (int i = 0; spec->lead && bound.lead && i < c->lead_rank; i++, comma = ",")
     at = put(out, at, capacity, "%s%lld", comma, (long long)c->lead[i]);
@@ -116,6 +115,7 @@ static void expected_text(const CabCall *c, const CabArgSpec *spec, Bound bound,
 static CabStatus wrong_shape(const CabCall *c, const CabArgSpec *spec, const CabTensor *t, Bound bound) {
   char have[160], want[256];
   expected_text(c, spec, bound, want, sizeof want);
+  if (!t && spec->broadcast) return cab_call_fail(c, "'%s' is missing", spec->name);
   if (!t) return cab_call_fail(c, "'%s' is missing, expected %s", spec->name, want);
   return cab_call_fail(c, "'%s' is %s, expected %s", spec->name, cab_shape_text(t, have), want);
 }
@@ -174,9 +174,7 @@ static CabStatus check_shape(CabCall *c, const CabArgSpec *spec, const CabTensor
     } else if (bound->letters >> letter & 1) {
       want = c->dim[letter];
     }
-    if (size != want) {
-      return wrong_shape(c, spec, t, before);
-    }
+    if (size != want) return wrong_shape(c, spec, t, before);
     if (letter >= 0) c->dim[letter] = size, bound->letters |= 1u << letter;
   }
   return CAB_OK;

@@ -7,7 +7,7 @@ local core = require "cab.core"
 ---@return string[] names in the order given
 return function(parameters, loss)
   local dead = {}
-  local scope <close> = core.scope()
+  local _ <close> = core.scope()
   for _, p in ipairs(parameters) do p.tensor.grad = nil end
   loss():backward()
   for _, p in ipairs(parameters) do

@@ -13,7 +13,6 @@ local shared = {
   mean      = { "number|table" },                            -- one number or one a channel
   std       = { "number|table" },
   threads   = { "integer", default = 1, min = 0, max = 64 }, -- loader threads
-  on_bad    = { "string", default = "error", one_of = { "error", "skip" } },
 }
 
 local function schema(extra)
@@ -33,53 +32,47 @@ local function find(path)
 end
 M.find = find
 
-local function idx_open(spec, images, labels)
-  return core.data.open { kind = "idx", images = find(spec.root .. "/" .. images), labels = find(spec.root .. "/" .. labels) }
-end
+local function idx(files) return core.data.open { kind = "idx", images = files[1], labels = files[2] } end
 
---- Each kind: its option schema, defaults of the normalisation, and how one split is opened.
+local function under(root, name) return root == "" and name or root .. "/" .. name end
+
+--- Each kind: its option schema, the usual normalisation, the files of a split, and how they are opened.
 M.kinds = {
   fashion = {
     options = schema { root = "data/fashion-mnist" },
     mean = { 0.2860 }, std = { 0.3530 },
-    names = { "T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot" },
-    open = function(spec, split)
-      local part = split == "train" and "train" or "t10k"
-      return idx_open(spec, part .. "-images-idx3-ubyte.gz", part .. "-labels-idx1-ubyte.gz")
+    files = function(spec, split)
+      local part = under(spec.root, split == "train" and "train" or "t10k")
+      return { find(part .. "-images-idx3-ubyte.gz"), find(part .. "-labels-idx1-ubyte.gz") }
     end,
+    open = idx,
   },
   idx = {
     options = schema { root = "", train_images = { "string", required = true }, train_labels = { "string", required = true },
       test_images = { "string", required = true }, test_labels = { "string", required = true } },
     mean = { 0.5 }, std = { 0.5 },
-    open = function(spec, split)
-      local at = spec.root == "" and "" or spec.root .. "/"
-      return core.data.open { kind = "idx", images = at .. spec[split .. "_images"], labels = at .. spec[split .. "_labels"] }
-    end,
+    files = function(spec, split) return { under(spec.root, spec[split .. "_images"]), under(spec.root, spec[split .. "_labels"]) } end,
+    open = idx,
   },
   cifar = {
-    options = schema { root = { "string", required = true }, classes = { "integer", default = 10, min = 10, max = 100 } },
+    options = schema { root = { "string", required = true }, train = { "table", default = { "data_batch_1.bin", "data_batch_2.bin",
+      "data_batch_3.bin", "data_batch_4.bin", "data_batch_5.bin" } }, test = { "table", default = { "test_batch.bin" } } },
     mean = { 0.4914, 0.4822, 0.4465 }, std = { 0.2470, 0.2435, 0.2616 },
-    open = function(spec, split)
+    files = function(spec, split)
       local files = {}
-      if spec.classes == 100 then
-        files[1] = spec.root .. "/" .. split .. ".bin"
-      elseif split == "train" then
-        for i = 1, 5 do files[i] = ("%s/data_batch_%d.bin"):format(spec.root, i) end
-      else
-        files[1] = spec.root .. "/test_batch.bin"
-      end
-      return core.data.open { kind = "cifar", files = files, classes = spec.classes }
+      for i, name in ipairs(spec[split]) do files[i] = under(spec.root, name) end
+      return files
     end,
+    open = function(files) return core.data.open { kind = "cifar", files = files } end,
   },
-  folder = {
+  folder = { -- ROOT/train/CLASS/IMAGE.png|jpg
     options = schema { root = { "string", required = true }, train = "train", test = "test",
       crop = { "string", default = "resized", one_of = { "resized", "random", "center", "none" } }, -- of training images
-      resize = { "integer", min = 1, max = 4096 } },                                                    -- shorter side in tests
+      resize = { "integer", min = 1, max = 4096 },                                                    -- shorter side in tests
+      on_bad = { "string", default = "error", one_of = { "error", "skip" } } },
     mean = { 0.485, 0.456, 0.406 }, std = { 0.229, 0.224, 0.225 },
-    open = function(spec, split)
-      return core.data.open { kind = "folder", path = spec.root .. "/" .. spec[split], on_bad = spec.on_bad }
-    end,
+    files = function(spec, split) return { under(spec.root, spec[split]) } end,
+    open = function(files, names) return core.data.open { kind = "folder", root = files[1], names = names } end,
   },
 }
 
@@ -122,7 +115,7 @@ function Data:loader(split, options)
   return core.data.loader {
     dataset = self.sets[split], indices = self.indices[split], batch = options.batch, seed = options.seed or 0,
     epoch = options.epoch or 0, shuffle = train, start = options.start or 0, threads = self.spec.threads,
-    transform = transform(self, split),
+    transform = transform(self, split), drop_last = train, on_bad = self.spec.on_bad,
   }
 end
 
@@ -133,20 +126,22 @@ function Data:batches(batch)
   return self.count.train // batch
 end
 
---- xxh64 of the files behind the data, for the run folder.
+--- xxh64 of the files behind the data, for the run folder; folders are known by their counts.
 ---@return table name -> hex
 function Data:hashes()
   local out = {}
   for _, split in ipairs { "train", "test" } do
-    if self.sets[split].files then
-      for _, path in ipairs(self.sets[split]:files()) do out[path] = core.hash(path) end
+    if self.spec.kind == "folder" then
+      out[self.files[split][1]] = ("%d images"):format(self.sets[split]:count())
+    else
+      for _, path in ipairs(self.files[split]) do out[path] = core.hash(path) end
     end
   end
   return out
 end
 
 function Data:close()
-  for _, set in pairs(self.sets) do if set.close then set:close() end end
+  for _, set in pairs(self.sets) do set:close() end
 end
 
 local function per_channel(value, channels, path)
@@ -162,10 +157,11 @@ end
 function M.build(spec)
   local def = M.kinds[spec.kind]
   if not def then check.usage("data: " .. check.unknown("kind", spec.kind, M.kinds)) end
-  local self = setmetatable({ spec = spec, names = def.names }, Data)
-  self.sets = { train = def.open(spec, "train"), test = def.open(spec, "test") }
+  local self = setmetatable({ spec = spec, files = { train = def.files(spec, "train"), test = def.files(spec, "test") } }, Data)
+  self.sets = { train = def.open(self.files.train) }
+  self.sets.test = def.open(self.files.test, self.sets.train:names()) -- the same classes in the same order
   self.classes, self.channels = self.sets.train:classes(), self.sets.train:channels()
-  self.size = spec.size or (self.sets.train.size and self.sets.train:size()) or 224
+  self.size = spec.size or self.sets.train:size() or 224
   self.mean = per_channel(check.copy(spec.mean or def.mean), self.channels, "data.mean")
   self.std = per_channel(check.copy(spec.std or def.std), self.channels, "data.std")
   self.indices = {}

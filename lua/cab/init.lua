@@ -7,7 +7,7 @@ local modules = {
   nn = "cab.nn", models = "cab.models", data = "cab.data", recipe = "cab.recipe", strategy = "cab.strategy", schedule = "cab.schedule",
   train = "cab.train", eval = "cab.eval", report = "cab.report", cli = "cab.cli", repl = "cab.repl",
   taps = "cab.taps", pairs = "cab.pairs", options = "cab.options", gradcheck = "cab.gradcheck",
-  audit = "cab.audit", compare = "cab.compare",
+  audit = "cab.audit", job = "cab.job", compare = "cab.compare",
 }
 
 local cab = {
@@ -41,7 +41,9 @@ return setmetatable(cab, {
     if not path then
       local known = {}
       for k in next, t do known[#known + 1] = k end
-      for k in next, modules do known[#known + 1] = k end
+      for k in next, modules do
+        if not rawget(t, k) then known[#known + 1] = k end
+      end
       table.sort(known)
       return require "cab.options".unknown("field of cab", name, known, 1)
     end

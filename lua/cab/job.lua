@@ -79,9 +79,8 @@ end
 
 local function model(spec, extra)
   local given = check.copy(spec)
-  given.kind = nil
   if given.weights then given.weights = require "cab.data".find(given.weights) end
-  return require "cab".models[spec.kind](given):build(extra)
+  return require "cab.models.build".model(require "cab".models[spec.kind], given, extra)
 end
 
 --- Opens data and builds the models.

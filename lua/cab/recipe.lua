@@ -61,10 +61,7 @@ local function spec_schema(key, spec)
     if not kinds[spec.kind] then check.usage("data: " .. check.unknown("kind", spec.kind, kinds)) end
     return kinds[spec.kind].options
   end
-  local model = require "cab".models[spec.kind] -- faults on unknown kinds
-  local rules = {}
-  for name, kind in pairs(require "cab.models.build".types(model)) do rules[name] = { kind } end
-  return rules
+  return require "cab".models[spec.kind].options -- faults on unknown kinds
 end
 
 -- soft = 1, soft = { weight = 1, temperature = 2 }, align = { "attention_bridge", weight = 3 }: the strategy is the first
@@ -124,8 +121,6 @@ function M.resolve(given)
     local spec = r[key]
     if spec then
       spec = check.copy(spec)
-      spec.kind = spec.kind or spec[1] -- models are { "vim", ... }
-      spec[1] = nil
       if type(spec.kind) ~= "string" then
         check.usage(("%s is a plain table, expected what cab.%s.NAME{...} returns"):format(key, key == "data" and "data" or "models"))
       end

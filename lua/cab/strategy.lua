@@ -90,7 +90,8 @@ end
 --- of cab.check.
 ---@param o {needs?: {student?: string[], teacher?: string[]}, options?: table, name?: string}
 function Strategy.define(o)
-  o = check.options({ needs = { "table", default = {} }, options = { "table", default = {} }, name = { "string" } }, o, "cab.strategy")
+  local fields = { needs = { "table", default = {} }, options = { "table", default = {} }, name = { "string" } }
+  o = check.options(fields, o, "cab.strategy")
   check.options({ student = { "table" }, teacher = { "table" } }, o.needs, "cab.strategy.needs")
   o.is_strategy = true
   return o

@@ -65,25 +65,26 @@ end
 
 --- One training step as the trainer makes it: teacher, student, KL + 3 alignment, backward, clip, AdamW.
 local function step_of(options)
-  local teacher = cab.models.vit(options.teacher):build(0)
-  local student = cab.models.vim(options.student):build(1)
-  local strategy = cab.strategy.load("attention_bridge", { map = "softmax" })
-  local pairs_ = cab.pairs.new(teacher, student, "proportional")
-  strategy:build(pairs_)
+  local teacher = cab.models.vit(options.teacher):build { seed = 0 }
+  local student = cab.models.vim(options.student):build { seed = 1 }
+  local strategy = cab.strategy.create "attention_bridge"
+  local pairing = cab.pairs.new { student = student, teacher = teacher, map = "proportional" }
   local images = random(options.batch, options.student.channels, options.student.image, options.student.image)
+  pairing:measure(teacher, { images })
+  strategy:prepare(pairing, { seed = 2 })
   local parameters = {}
   for _, p in ipairs(student:parameters()) do parameters[#parameters + 1] = p.tensor end
   for _, p in ipairs(strategy:parameters()) do parameters[#parameters + 1] = p.tensor end
   local m, v = {}, {}
   for i, p in ipairs(parameters) do m[i], v[i] = core.zeros(p:shape()), core.zeros(p:shape()) end
-  local count = 0
+  local count, wanted = 0, { B = true, C = true }
   return function()
     local _ <close> = core.scope()
     count = count + 1
     local tl, tt = core.no_grad(function() return teacher:forward(images, { q = true, k = true }) end)
-    local sl, st = student:forward(images, { B = true, C = true })
-    pairs_:bind(st, tt)
-    local loss = op.kl(sl, tl) + strategy:loss(pairs_, {}) * 3
+    local sl, st = student:forward(images, wanted)
+    pairing:step(st, tt)
+    local loss = op.kl(sl, tl) + strategy:run(pairing, { logits = sl, teacher = tl }) * 3
     loss:backward()
     core.adamw(parameters, 1, m, v, { lr = 5e-4, beta1 = 0.9, beta2 = 0.999, eps = 1e-8, decay = 0.05, step = count })
     for _, p in ipairs(parameters) do p.grad = nil end

@@ -59,8 +59,18 @@ function build.model(M, given, extra)
   local model = M.new(o)
   model.kind, model.options, model.dtype = M.kind, o, o.dtype
   model:init { seed = o.seed, dtype = o.dtype }
-  if o.weights then build.load(model, core.load(o.weights)) end
+  if o.weights then build.load(model, (core.load(o.weights))) end -- not its metadata
   return model
+end
+
+--- images must be [b, channels, image, image] of the model's dtype.
+function build.check_images(model, images)
+  local o, s = model.options, images:shape()
+  if #s ~= 4 or s[2] ~= o.channels or s[3] ~= o.image or s[4] ~= o.image or images:dtype() ~= o.dtype then
+    options.fail(1, "model-images", ("%s: images are %s[%s], expected %s[b,%d,%d,%d]"):format(
+      model.kind, images:dtype(), table.concat(s, ","), o.dtype, o.channels, o.image, o.image))
+  end
+  return s[1]
 end
 
 --- Patches on one side.

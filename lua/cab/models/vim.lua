@@ -120,7 +120,7 @@ end
 ---@param wanted? table<string, true>
 function Vim:forward(images, wanted)
   local put, out = taps.collector(wanted)
-  local b, patch = images:size(1), self.patch_embed.proj
+  local b, patch = build.check_images(self, images), self.patch_embed.proj
   local x = op.patch_embed(images, patch.weight, patch.bias, { stride = self.stride })
   x = self:insert_class(x, b) + self.pos_embed
   local residual, y -- x: the last mixer's output, not yet added to the residual stream

@@ -45,7 +45,7 @@ local ViT = {}
 ---@param wanted? table<string, true>
 function ViT:forward(images, wanted)
   local put, out = taps.collector(wanted)
-  local D, b = self.width, images:size(1)
+  local D, b = self.width, build.check_images(self, images)
   local x = op.patch_embed(images, self.patch_embed.proj.weight, self.patch_embed.proj.bias)
   x = core.concat({ self.cls_token:expand { b, 1, D }, x }, 2) + self.pos_embed
   local residual, y -- x: the last branch's output, not yet added to the residual stream
