@@ -263,6 +263,7 @@ static int open_loader(lua_State *L) {
   static const char *const known[] = {"dataset", "indices", "batch", "seed", "epoch", "shuffle", "threads", "transform", "start",
                                       "on_bad", "tolerant", "drop_last", NULL};
   static const char *const bad[] = {"error", "skip", NULL};
+  static const int32_t nothing; /* an empty list is not an absent one */
   char text[160];
   bind_check_table(L, 1);
   lua_settop(L, 1);
@@ -285,7 +286,7 @@ static int open_loader(lua_State *L) {
   CabTensor *indices = bind_opt_tensor(L, 1, "indices");
   if (indices && (indices->dtype != CAB_I32 || indices->rank != 1 || indices->storage->device != cab_cpu() || !cab_tensor_contiguous(indices)))
     bind_fail(L, CAB_E_LUA, "loader: 'indices' is %s, expected contiguous i32[n] on the cpu", cab_shape_text(indices, text));
-  if (indices) o.indices = cab_tensor_data(indices), o.count = indices->shape[0];
+  if (indices) o.count = indices->shape[0], o.indices = o.count ? cab_tensor_data(indices) : &nothing;
   Loader *l = lua_newuserdatauv(L, sizeof *l, 0);
   *l = (Loader){.channels = o.transform.channels, .size = o.transform.size};
   luaL_setmetatable(L, BIND_LOADER);

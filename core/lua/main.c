@@ -223,7 +223,7 @@ static int exit_code(lua_State *L) {
 }
 
 int main(int argc, char **argv) {
-  cab_tune_blas(argv);
+  cab_tune_runtime(argv);
   setlocale(LC_ALL, "C"); /* numbers have a point everywhere */
   setlocale(LC_CTYPE, "C.UTF-8");
   if (!find_library()) {

@@ -66,7 +66,10 @@ static void hook(lua_State *L, lua_Debug *ar) {
     lua_sethook(L, NULL, 0, 0); /* a coroutine that outlived its interruptible */
     return;
   }
-  if (interrupts == seen) return;
+  if (interrupts == seen) {
+    if (lua_gethookcount(L) != EVERY) lua_sethook(L, hook, LUA_MASKCOUNT, EVERY); /* it was impatient last time */
+    return;
+  }
   lua_sethook(L, hook, LUA_MASKCOUNT, ++raised > PATIENCE ? 1 : 1000);
   cab_fail(CAB_E_STOPPED, "interrupted");
   snprintf(cab_error()->id, sizeof cab_error()->id, "interrupted");

@@ -17,6 +17,10 @@ local function fields(value, names)
     if not ok then return end
     local meta = debug.getmetatable(value)
     value = type(meta) == "table" and rawget(meta, "__index") or nil
+    if type(value) == "function" then -- methods behind a C function: its first upvalue
+      local _, methods = debug.getupvalue(value, 1)
+      value = methods
+    end
     if type(value) ~= "table" then return end
   end
 end
@@ -142,6 +146,8 @@ function M.run()
     editor.complete(function(word) return M.complete(word, env) end)
     editor.load(history)
   end
+  core.catch_signals(true) -- at the prompt SIGINT drops the line, twice within 2 s it ends the program with 130
+  local signals = 0
   local pending
   while true do
     local prompt = pending and ">> " or "> "
@@ -152,7 +158,13 @@ function M.run()
       if core.isatty(0) then io.write(prompt) io.stdout:flush() end
       text = io.read("l")
     end
-    if not text then break end
+    local now, last = core.interrupted()
+    if not text and not (now > signals and last == "SIGINT") then break end
+    signals = now
+    if not text then
+      write ""
+      pending, text = nil, ""
+    end
     if editor and text:find("%S") then
       editor.add(text)
       editor.save(history)
@@ -163,6 +175,7 @@ function M.run()
       pending = M.line(whole, env, write) and whole or nil
     end
   end
+  core.catch_signals(false)
   if pending then write("stdin: unfinished: " .. clean(pending)) end
   return 0
 end

@@ -35,7 +35,7 @@ function M.curves(runs, path, o)
     plots[i] = ("$run%d using 1:2 with linespoints linewidth 2 title %s"):format(i, quoted(run.name))
   end
   script[#script + 1] = "plot " .. table.concat(plots, ", ")
-  local pipe = io.popen("gnuplot 2>&1 >/dev/null", "w")
+  local pipe = io.popen("gnuplot >/dev/null 2>&1", "w")
   if not pipe then return nil, "gnuplot cannot be run" end
   pipe:write(table.concat(script, "\n"), "\n")
   local ok = pipe:close()
