@@ -46,12 +46,12 @@ void K(gemm_batched)(CabStream *stream, bool trans_a, bool trans_b, int64_t m, i
             ldc);
 }
 
-void K(bias_add)(CabStream *stream, int64_t rows, int64_t n, const real *bias, real *y) {
+void K(bias_rows)(CabStream *stream, int64_t rows, int64_t n, const real *bias, real *y) {
   (void)stream;
 #pragma omp parallel for schedule(static) if (rows * n > 16384)
   for (int64_t r = 0; r < rows; r++) {
     real *restrict row = y + r * n;
-    for (int64_t j = 0; j < n; j++) row[j] += bias[j];
+    for (int64_t j = 0; j < n; j++) row[j] = bias[j];
   }
 }
 

@@ -8,8 +8,8 @@ TWIN(gemm, bool trans_a, bool trans_b, int64_t m, int64_t n, int64_t k, double a
 TWIN(gemm_batched, bool trans_a, bool trans_b, int64_t m, int64_t n, int64_t k, double alpha, const real *a,
      int64_t lda, int64_t stride_a, const real *b, int64_t ldb, int64_t stride_b, double beta, real *c, int64_t ldc,
      int64_t stride_c, int64_t batch);
-/* y[r,:] += bias (y contiguous rows x n), in place. */
-TWIN(bias_add, int64_t rows, int64_t n, const real *bias, real *y);
+/* y[r,:] = bias (y contiguous rows x n): a product with beta = 1 then adds to it, which saves a pass over y. */
+TWIN(bias_rows, int64_t rows, int64_t n, const real *bias, real *y);
 /* out[j] = sum_r x[r,j], x with row stride ld. Fixed order, whatever the number of threads. */
 TWIN(column_sum, int64_t rows, int64_t n, const real *x, int64_t ld, real *out);
 #endif

@@ -30,8 +30,6 @@ local home = {} -- header -> core folder
 for folder in pairs(rank) do
   for _, path in ipairs(files("core/" .. folder, "%.h$")) do home[path:match "[^/]+$"] = folder end
 end
-local kernel_header = {}
-for _, path in ipairs(files("kernels", "%.h$")) do kernel_header[path:match "[^/]+$"] = true end
 
 describe("layering", function()
   it("keeps kernels free of everything above", function()

@@ -120,8 +120,8 @@ describe("the op table", function()
     assert.same({ 2, 0, 3 }, y:shape())
   end)
   it("updates like torch.optim.AdamW", function()
-    local w, m, v = tensors["adamw.start"]:clone(), nil, nil
-    m, v = core.zeros(w:shape(), "f64"), core.zeros(w:shape(), "f64")
+    local w = tensors["adamw.start"]:clone()
+    local m, v = core.zeros(w:shape(), "f64"), core.zeros(w:shape(), "f64")
     local average = w:clone()
     w.requires_grad = true
     for step = 1, 5 do

@@ -100,7 +100,8 @@ describe("scope", function()
   it("closes what was born inside, except what is kept", function()
     collectgarbage()
     collectgarbage "stop"
-    local before, inner, kept = core.memory().live, nil, nil
+    local before = core.memory().live
+    local inner, kept
     do
       local s <close> = core.scope()
       inner, kept = core.zeros { 1000 }, core.zeros { 10 }

@@ -1,5 +1,4 @@
 /* thread.c - the number of compute threads, and the clock. */
-#define _GNU_SOURCE
 #include <omp.h>
 #include <stdatomic.h>
 #include <time.h>

@@ -19,9 +19,9 @@ static CabStatus linear_check(CabCall *c) {
 
 static CabStatus linear_apply(CabCall *c) {
   int64_t I = cab_dim(c, 'I'), O = cab_dim(c, 'O');
-  RUN(c, gemm, false, true, c->rows, O, I, 1.0, CAB_DATA(c->in[0]), cab_ld(c->in[0]), CAB_DATA(c->in[1]), I, 0.0,
-      CAB_DATA(c->out[0]), O);
-  if (c->in[2]) RUN(c, bias_add, c->rows, O, CAB_DATA(c->in[2]), CAB_DATA(c->out[0]));
+  if (c->in[2]) RUN(c, bias_rows, c->rows, O, CAB_DATA(c->in[2]), CAB_DATA(c->out[0]));
+  RUN(c, gemm, false, true, c->rows, O, I, 1.0, CAB_DATA(c->in[0]), cab_ld(c->in[0]), CAB_DATA(c->in[1]), I,
+      c->in[2] ? 1.0 : 0.0, CAB_DATA(c->out[0]), O);
   return CAB_OK;
 }
 
@@ -139,8 +139,8 @@ static CabStatus patch_apply(CabCall *c) {
   CabTensor *col = cab_scratch(c, rows * K);
   if (!col) return cab_error()->code;
   CAB_TRY(gather(c, col));
-  RUN(c, gemm, false, true, rows, D, K, 1.0, CAB_DATA(col), K, CAB_DATA(c->in[1]), K, 0.0, CAB_DATA(c->out[0]), D);
-  if (c->in[2]) RUN(c, bias_add, rows, D, CAB_DATA(c->in[2]), CAB_DATA(c->out[0]));
+  if (c->in[2]) RUN(c, bias_rows, rows, D, CAB_DATA(c->in[2]), CAB_DATA(c->out[0]));
+  RUN(c, gemm, false, true, rows, D, K, 1.0, CAB_DATA(col), K, CAB_DATA(c->in[1]), K, c->in[2] ? 1.0 : 0.0, CAB_DATA(c->out[0]), D);
   return CAB_OK;
 }
 

@@ -49,8 +49,8 @@ for _, s in ipairs { { 64, 50, 128, 16 }, { 8, 197, 384, 16 } } do
     core.no_grad(op.selective_scan, u, dt, A, Bm, C, D, z, bias)
   end)
   for _, t in ipairs(leaves) do t.requires_grad = true end
-  local g, both = random(B, L, E), nil
-  both = median(function()
+  local g = random(B, L, E)
+  local both = median(function()
     local _ <close> = core.scope()
     for _, t in ipairs(leaves) do t.grad = nil end
     op.selective_scan(u, dt, A, Bm, C, D, z, bias):backward(g)
