@@ -423,4 +423,78 @@ describe("images", function()
       assert.is_true(not ok and e.code == 65)
     end
   end)
+
+  -- 8 x 8 grey pixels 0, 3, 6 ... 189 by an independent encoder: sequential and progressive
+  local function bytes(hex) return (hex:gsub("%x%x", function(b) return string.char(tonumber(b, 16)) end)) end
+  local sequential = bytes("ffd8ffe000104a46494600010100000100010000ffdb0043000302020302020303030304030304050805050404050a070706080c0a0c0c0b0a0b0b0d" ..
+    "0e12100d0e110e0b0b1016101113141515150c0f171816141812141514ffc0000b080008000801011100ffc400140001000000000000000000000000" ..
+    "00000007ffc4001910000105000000000000000000000000000005082432a2ffda0008010100003f00264464958183ffd9")
+  local progressive = bytes("ffd8ffe000104a46494600010100000100010000ffdb0043000302020302020303030304030304050805050404050a070706080c0a0c0c0b0a0b0b0d" ..
+    "0e12100d0e110e0b0b1016101113141515150c0f171816141812141514ffc2000b080008000801011100ffc400140001000000000000000000000000" ..
+    "00000006ffda000801010000000125ffc400161000030000000000000000000000000000000306ffda00080101000105024c49ffc400151001010000" ..
+    "0000000000000000000000000032ffda0008010100063f0287ffc4001610000300000000000000000000000000000031c1ffda0008010100013f215c" ..
+    "9fffda0008010100000010ff00ffc40014100100000000000000000000000000000000ffda0008010100013f106fffd9")
+
+  it("reads sequential and progressive JPEG", function()
+    for _, file in ipairs { sequential, progressive } do
+      local t, warnings = core.read_image(put(name, file))
+      assert.same({ { 8, 8, 1 }, 0 }, { t:shape(), warnings })
+      local rows = t:totable()
+      for y = 1, 8 do
+        for x = 1, 8 do assert.is_true(math.abs(rows[y][x][1] - 3 * (8 * (y - 1) + x - 1)) <= 12) end
+      end
+    end
+  end)
+
+  it("refuses every cut of a JPEG, and counts warnings where that is tolerated", function()
+    for _, file in ipairs { sequential, progressive } do
+      for n = 0, #file - 3 do
+        local e = refused(core.read_image, put(name, file:sub(1, n)))
+        assert.equal(65, e.code)
+        assert.truthy(e.id == "jpeg" or e.id == "image-kind", tostring(e))
+      end
+      put(name, file:sub(1, -6))
+      assert.equal("jpeg", refused(core.read_image, name).id)
+      local t, warnings = core.read_image(name, { tolerant = true })
+      assert.same({ 8, 8, 1 }, t:shape())
+      assert.is_true(warnings > 0)
+    end
+    assert.truthy(refused(core.read_image, name, { tolerent = true }).message:find "did you mean 'tolerant'")
+  end)
+
+  it("refuses more than 100 scans, tolerant or not", function()
+    local first = progressive:find("\xff\xda", 1, true)
+    local second = progressive:find("\xff[\xc4\xda]", first + 2)
+    local scan = progressive:sub(first, second - 1)
+    put(name, progressive:sub(1, first - 1) .. scan:rep(150) .. progressive:sub(second))
+    assert.equal("jpeg-scans", refused(core.read_image, name, { tolerant = true }).id)
+    assert.equal(65, refused(core.read_image, name).code)
+  end)
+
+  -- Each allocation and each call on files, once: 71 or 74, never a bad image, never a crash.
+  it("says out of memory whatever allocation of an image fails", function()
+    if core.doctor().build ~= "faults" then return pending "needs a build with fault points (make asan)" end
+    local pipe = io.popen "readlink /proc/$PPID/exe"
+    local program = pipe:read "l"
+    pipe:close()
+    local script, out = dir .. "/image.lua", dir .. "/out.png"
+    put(dir .. "/p.jpg", progressive)
+    put(script, ([[
+      local core = require "cab.core"
+      local ok, e = pcall(function()
+        core.write_png(%q, core.zeros({ 3, 3, 3 }, "u8"))
+        core.read_image(%q)
+        core.read_image(%q)
+      end)
+      if not ok then os.exit(type(e) == "table" and e.code or 3) end
+    ]]):format(out, out, dir .. "/p.jpg"))
+    pipe = io.popen(("CAB_FAULT_COUNTS=1 '%s' run '%s' 2>&1"):format(program, script))
+    local count = tonumber(pipe:read("a"):match "fault malloc (%d+)")
+    pipe:close()
+    assert.is_true(count > 10)
+    for n = 1, count do
+      local _, _, code = os.execute(("CAB_FAULT=malloc:%d '%s' run '%s' >/dev/null 2>&1"):format(n, program, script))
+      assert.is_true(code == 71 or code == 0, ("malloc:%d ends with %d"):format(n, code)) -- 0: tried again
+    end
+  end)
 end)

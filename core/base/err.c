@@ -90,6 +90,5 @@ CabStatus cab_fail_file(CabStatus code, const char *id, const char *file, int64_
 CabStatus cab_fail_errno(const char *file, const char *verb) {
   char reason[128];
   int number = errno;
-  if (strerror_r(number, reason, sizeof reason)) snprintf(reason, sizeof reason, "error %d", number);
-  return cab_fail_file(CAB_E_IO, "", file, -1, "%s: %s", verb, reason);
+  return cab_fail_file(CAB_E_IO, "", file, -1, "%s: %s", verb, strerror_r(number, reason, sizeof reason)); /* GNU form */
 }

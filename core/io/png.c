@@ -17,20 +17,23 @@ typedef struct {
   size_t room;
   const char *file;
   int *warnings;
+  bool armed; /* decode or encode has its setjmp; before that libpng catches its own errors */
   CabStatus status;
   CabImage *image;
 } Png;
 
+/* png_longjmp, not longjmp(png_jmpbuf): the macro raises an error itself where libpng's own buffer is in place. */
 static void on_error(png_structp png, png_const_charp text) {
   Png *p = png_get_error_ptr(png);
   if (p->status == CAB_OK) p->status = cab_fail_file(CAB_E_INPUT, "png", p->file, p->rd.base ? (int64_t)p->rd.position : -1, "bad PNG: %s", text);
-  longjmp(png_jmpbuf(png), 1);
+  png_longjmp(png, 1);
 }
 
 static void on_warning(png_structp png, png_const_charp text) {
   Png *p = png_get_error_ptr(png);
+  if (!p->armed) return; /* out of memory while libpng sets itself up: on_malloc noted it */
   if (!p->warnings) on_error(png, text);
-  (*p->warnings)++;
+  else ++*p->warnings;
 }
 
 static void on_read(png_structp png, png_bytep to, size_t count) {
@@ -41,8 +44,10 @@ static void on_read(png_structp png, png_bytep to, size_t count) {
 }
 
 static void *on_malloc(png_structp png, png_alloc_size_t size) {
-  (void)png;
-  return cab_malloc(size, 1);
+  Png *p = png_get_mem_ptr(png);
+  void *memory = cab_malloc(size, 1);
+  if (!memory && p->status == CAB_OK) p->status = CAB_E_MEMORY; /* what libpng says next is no fault of the file */
+  return memory;
 }
 static void on_free(png_structp png, void *p) {
   (void)png;
@@ -65,6 +70,7 @@ static CabStatus check_header(Png *p, const uint8_t *bytes, size_t length) {
 
 static void decode(Png *p) {
   if (setjmp(png_jmpbuf(p->png))) return;
+  p->armed = true;
   png_set_read_fn(p->png, p, on_read);
   png_set_user_limits(p->png, CAB_IMAGE_MAX_SIDE, CAB_IMAGE_MAX_SIDE);
   png_set_chunk_malloc_max(p->png, 1u << 20);
@@ -88,7 +94,7 @@ static void decode(Png *p) {
 CabStatus cab_png_decode(const uint8_t *bytes, size_t length, const char *file, int *warnings, CabImage *out) {
   Png p = {.rd = rd_open(bytes, length), .file = file, .warnings = warnings, .image = out};
   CAB_TRY(check_header(&p, bytes, length));
-  p.png = png_create_read_struct_2(PNG_LIBPNG_VER_STRING, &p, on_error, on_warning, NULL, on_malloc, on_free);
+  p.png = png_create_read_struct_2(PNG_LIBPNG_VER_STRING, &p, on_error, on_warning, &p, on_malloc, on_free);
   p.info = p.png ? png_create_info_struct(p.png) : NULL;
   if (p.info) decode(&p);
   else p.status = cab_fail(CAB_E_MEMORY, "out of memory in libpng");
@@ -113,6 +119,7 @@ static void on_flush(png_structp png) { (void)png; }
 static void encode(Png *p) {
   const CabImage *i = p->image;
   if (setjmp(png_jmpbuf(p->png))) return;
+  p->armed = true;
   png_set_write_fn(p->png, p, on_write, on_flush);
   png_set_IHDR(p->png, p->info, (png_uint_32)i->width, (png_uint_32)i->height, 8, i->channels == 3 ? PNG_COLOR_TYPE_RGB : PNG_COLOR_TYPE_GRAY,
                PNG_INTERLACE_NONE, PNG_COMPRESSION_TYPE_DEFAULT, PNG_FILTER_TYPE_DEFAULT);
@@ -127,7 +134,7 @@ CabStatus cab_png_encode(const CabImage *image, CabBytes *out) {
   int warnings = 0;
   *out = (CabBytes){0};
   Png p = {.out = out, .image = &copy, .warnings = &warnings};
-  p.png = png_create_write_struct_2(PNG_LIBPNG_VER_STRING, &p, on_error, on_warning, NULL, on_malloc, on_free);
+  p.png = png_create_write_struct_2(PNG_LIBPNG_VER_STRING, &p, on_error, on_warning, &p, on_malloc, on_free);
   p.info = p.png ? png_create_info_struct(p.png) : NULL;
   if (p.info) encode(&p);
   else p.status = cab_fail(CAB_E_MEMORY, "out of memory in libpng");
