@@ -267,7 +267,8 @@ end)
 
 describe("files", function()
   it("says 74 for what is not there and 65 for what is no file", function()
-    assert.equal(74, refused(core.load, dir .. "/none").code)
+    local e = refused(core.load, dir .. "/none")
+    assert.same({ 74, dir .. "/none: open: No such file or directory" }, { e.code, e.message })
     assert.equal("file-kind", refused(core.load, dir).id)
     assert.equal("file-kind", refused(core.load, "/dev/null").id)
     assert.equal("file-kind", refused(core.read_image, "/dev/zero").id)
@@ -384,7 +385,6 @@ describe("images", function()
   end)
 
   local body = header(2, 2)
-  local good
   local cases = {
     { "nothing", "", "image-kind" }, { "text", "hello, world", "image-kind" }, { "only a signature", signature, "png" },
     { "a GIF", "GIF89a" .. ten(20), "image-kind" },
@@ -416,7 +416,7 @@ describe("images", function()
 
   it("refuses every cut and every flipped byte of pixels in a PNG", function()
     core.write_png(name, core.tensor({ { 9, 8 }, { 7, 6 } }, "u8"))
-    good = get(name)
+    local good = get(name)
     for n = 0, #good - 1 do assert.equal(65, refused(core.read_image, put(name, good:sub(1, n))).code) end
     for n = 9, #good do
       local ok, e = pcall(core.read_image, put(name, good:sub(1, n - 1) .. string.char(good:byte(n) ~ 1) .. good:sub(n + 1)))
@@ -453,12 +453,12 @@ describe("images", function()
         assert.equal(65, e.code)
         assert.truthy(e.id == "jpeg" or e.id == "image-kind", tostring(e))
       end
-      put(name, file:sub(1, -6))
-      assert.equal("jpeg", refused(core.read_image, name).id)
-      local t, warnings = core.read_image(name, { tolerant = true })
-      assert.same({ 8, 8, 1 }, t:shape())
-      assert.is_true(warnings > 0)
     end
+    put(name, sequential:sub(1, -6)) -- in the middle of the pixels
+    assert.equal("jpeg", refused(core.read_image, name).id)
+    local t, warnings = core.read_image(name, { tolerant = true })
+    assert.same({ 8, 8, 1 }, t:shape())
+    assert.is_true(warnings > 0)
     assert.truthy(refused(core.read_image, name, { tolerent = true }).message:find "did you mean 'tolerant'")
   end)
 
