@@ -79,7 +79,7 @@ lint:
 	@tests/install-packages $(LINTERS)
 	luacheck -q lua recipes examples tests
 	cppcheck -q --error-exitcode=1 --inline-suppr --enable=warning,portability --suppress=missingIncludeSystem \
-	  --suppress=nullPointerOutOfMemory $(CPPFLAGS) core
+	  --suppress=nullPointerOutOfMemory --suppress=missingInclude $(MODULES:%=-Icore/%) -Ikernels core
 
 # Everything under AddressSanitizer and UBSan, with fault points compiled in and no allocator cache.
 build-asan-only: deps

@@ -57,9 +57,11 @@ CabStatus cab_file_read(const CabFile *file, void *to, uint64_t count, uint64_t 
 CabStatus cab_file_unchanged(const CabFile *file) {
   struct stat s;
   if (fstat(file->fd, &s)) return cab_fail_errno(file->path, "stat");
-  if ((uint64_t)s.st_size != file->size || s.st_mtim.tv_sec != file->changed_sec || s.st_mtim.tv_nsec != file->changed_nsec)
+  if ((uint64_t)s.st_size != file->size)
     return cab_fail_file(CAB_E_INPUT, "file-changed", file->path, -1, "changed while reading: size was %llu, is %llu",
                          (unsigned long long)file->size, (unsigned long long)s.st_size);
+  if (s.st_mtim.tv_sec != file->changed_sec || s.st_mtim.tv_nsec != file->changed_nsec)
+    return cab_fail_file(CAB_E_INPUT, "file-changed", file->path, -1, "changed while reading: it was written to");
   return CAB_OK;
 }
 

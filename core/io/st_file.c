@@ -95,11 +95,13 @@ static CabStatus put(Text *t, const char *bytes, size_t count) {
 static CabStatus put_string(Text *t, const char *s) {
   CAB_TRY(put(t, "\"", 1));
   for (; *s; s++) {
-    char code[8];
+    char code[8] = "";
     unsigned char c = (unsigned char)*s;
     if (c == '"' || c == '\\') CAB_TRY(put(t, (char[2]){'\\', *s}, 2));
-    else if (c < 0x20) CAB_TRY(put(t, code, (size_t)snprintf(code, sizeof code, "\\u%04x", c)));
-    else CAB_TRY(put(t, s, 1));
+    else if (c < 0x20) {
+      snprintf(code, sizeof code, "\\u%04x", c);
+      CAB_TRY(put(t, code, 6));
+    } else CAB_TRY(put(t, s, 1));
   }
   return put(t, "\"", 1);
 }

@@ -307,7 +307,7 @@ function M.run(r, o)
   o = o or {}
   local name = r.name ~= "" and r.name or o.name or "run"
   local path = o.out or folders.choose(name, o.resume)
-  local outside <close> = core.scope()
+  local _run <close> = core.scope()
   local self = setmetatable({ folder = folders.open(path, o.resume) }, Run)
   self.bar = progress.new { total = 1, name = name, quiet = o.quiet }
   local begun = core.now()
