@@ -9,7 +9,7 @@ SECONDS_ ?= 60
 SANITIZE :=
 PACKAGES := gcc libc6-dev liblua5.4-dev libopenblas-openmp-dev libpng-dev libjpeg62-turbo-dev zlib1g-dev libjansson-dev \
             libxxhash-dev lua-busted lua-argparse lua-filesystem libedit2 gnuplot-nox
-LINTERS  := lua-check cppcheck clang clang-tidy libclang-rt-14-dev
+LINTERS  := lua-check cppcheck
 
 MODULES  := base tensor ops io data lua
 CPPFLAGS += $(MODULES:%=-Icore/%) -Ikernels -I/usr/include/lua5.4 -D_GNU_SOURCE
@@ -79,7 +79,7 @@ lint:
 	@tests/install-packages $(LINTERS)
 	luacheck -q lua recipes examples tests
 	cppcheck -q --error-exitcode=1 --inline-suppr --enable=warning,portability --suppress=missingIncludeSystem \
-	  --suppress=nullPointerOutOfMemory --suppress=missingInclude $(MODULES:%=-Icore/%) -Ikernels core
+	  --suppress=nullPointerOutOfMemory --suppress=missingInclude --suppress=arrayIndexThenCheck $(MODULES:%=-Icore/%) -Ikernels $(addprefix core/,base tensor ops io data)
 
 # Everything under AddressSanitizer and UBSan, with fault points compiled in and no allocator cache.
 build-asan-only: deps

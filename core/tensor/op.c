@@ -139,7 +139,7 @@ static CabStatus check_kind(CabCall *c, const CabArgSpec *spec, const CabTensor 
 /* Joins t's shape with c->lead, aligned on the right: sizes are alike or 1. */
 static CabStatus check_broadcast(CabCall *c, const CabArgSpec *spec, const CabTensor *t) {
   int rank = t->rank > c->lead_rank ? t->rank : c->lead_rank;
-  int64_t joined[CAB_MAX_RANK];
+  int64_t joined[CAB_MAX_RANK] = {0};
   for (int i = 0; i < rank; i++) {
     int it = i - (rank - t->rank), ic = i - (rank - c->lead_rank);
     int64_t a = it >= 0 ? t->shape[it] : 1, b = ic >= 0 ? c->lead[ic] : 1;

@@ -38,7 +38,8 @@ CabNode *cab_node_new(const char *name, int inputs, CabTensor **in, int outputs)
   Box *box = cab_calloc(1, sizeof *box + sizeof(CabTensor *) * (size_t)outputs);
   if (!box) return NULL;
   CabNode *node = &box->node;
-  *node = (CabNode){.name = name, .sequence = ++sequence, .refs = 1, .inputs = inputs, .outputs = outputs};
+  sequence++;
+  *node = (CabNode){.name = name, .sequence = sequence, .refs = 1, .inputs = inputs, .outputs = outputs};
   cab_note_place(node->where, NULL);
   for (int i = 0; i < inputs; i++) {
     CabTensor *t = in[i];
