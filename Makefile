@@ -1,11 +1,11 @@
 # make demo   installs what is missing, builds, distils a Vision Mamba from a ViT on the embedded images
 # make test   installs what is missing, builds, runs all tests; ends with "N passed, N failed"
-# make | install PREFIX=/usr/local | bench | lint | asan | fuzz SECONDS=60 | crash | clean
+# make | install PREFIX=/usr/local | bench | lint | asan | fuzz FUZZ_SECONDS=60 | crash | clean
 SHELL    := /bin/bash
 B        ?= build
 PREFIX   ?= /usr/local
 CC       ?= gcc
-SECONDS_ ?= 60
+FUZZ_SECONDS ?= 60
 SANITIZE :=
 PACKAGES := gcc libc6-dev liblua5.4-dev libopenblas-openmp-dev libpng-dev libjpeg62-turbo-dev zlib1g-dev libjansson-dev \
             libxxhash-dev lua-busted lua-argparse lua-filesystem libedit2 gnuplot-nox
@@ -93,8 +93,10 @@ build-fuzz/%: tests/fuzz/%.c $(wildcard core/io/*.c core/data/*.c core/base/*.c)
 	@mkdir -p $(@D)
 	clang -O1 -g -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined -fopenmp=libgomp $(CPPFLAGS) -w -o $@ \
 	  $< tests/fuzz/support/*.c $(wildcard core/io/*.c core/base/*.c) -lpng -ljpeg -lz -ljansson -lxxhash -lgomp -lm
-fuzz: $(FUZZ)
-	@for f in $(FUZZ); do echo "== $$f"; mkdir -p $$f.corpus; $$f -max_total_time=$(SECONDS_) -max_len=4096 -rss_limit_mb=512 -timeout=2 -print_final_stats=1 $$f.corpus 2>&1 | \
+fuzz:
+	@tests/install-packages $(PACKAGES) clang libclang-rt-14-dev
+	@$(MAKE) --no-print-directory -s $(FUZZ)
+	@for f in $(FUZZ); do echo "== $$f"; mkdir -p $$f.corpus; $$f -max_total_time=$(FUZZ_SECONDS) -max_len=4096 -rss_limit_mb=512 -timeout=2 -print_final_stats=1 $$f.corpus 2>&1 | \
 	  grep -E "ERROR|SUMMARY|stat::number_of_executed_units|stat::average" ; done
 
 crash: all

@@ -28,11 +28,11 @@ do
   local t = median(function() target:copy(big) end)
   copy_rate = 2 * big:bytes() / t
   row("copy 64 MiB", t, ("%.1f GB/s read + written"):format(copy_rate / 1e9))
-  local x = random(1 << 14)
-  local n = 200
+  local x = random(1 << 18)
+  local n = 50
   t = median(function() for _ = 1, n do local _ <close> = core.scope() op.exp(x) end end)
   exp_rate = n * x:count() / t
-  row("exp, in cache", t / n, ("%.2f G/s"):format(exp_rate / 1e9))
+  row("exp of 1 MiB, all threads", t / n, ("%.2f G/s"):format(exp_rate / 1e9))
   local a, b = random(1024, 1024), random(1024, 1024)
   t = median(function() local _ <close> = core.scope() op.matmul(a, b) end)
   row("matmul 1024", t, ("%.0f GFLOP/s"):format(2 * 1024 ^ 3 / t / 1e9))
@@ -136,6 +136,14 @@ for _, name in ipairs { "demo", "tiny" } do
   local t = median(step, o.repeats)
   row("CAB", t, ("%.1f images/s, peak %.0f MiB of tensors, %.0f MiB resident"):format(o.batch / t, memory(step), core.doctor().peak_rss_mib or 0))
   local p = median(products(o), o.repeats)
+  local bare = { batch = 1, teacher = {}, student = {} }
+  for _, side in ipairs { "teacher", "student" } do
+    for k, v in pairs(o[side]) do bare[side][k] = v end
+    bare[side].dim, bare[side].patch, bare[side].image, bare[side].classes = 16, 4, 8, 10
+    if side == "teacher" then bare[side].heads = 1 end
+  end
+  local c = median(step_of(bare), 9)
+  row("the same ops on one image of 5 tokens, D 16", c, ("Lua, tape and launches: at most %.1f %% of the step"):format(100 * c / t))
   row("its matrix products alone", p, ("the step takes %.2fx of them"):format(t / p))
   if not have_torch then
     print("PyTorch: skipped, " .. python .. " has no torch (set CAB_PYTHON)")
