@@ -1,6 +1,6 @@
 --- Vision Mamba from a ViT on 100 images a class: hard labels, soft labels, and the attention bridge. arXiv:2510.19266.
 local cab = require "cab"
-local epochs = 65
+local epochs = 50
 return cab.compare {
   base = {
     data    = cab.data.fashion { fraction = 0.1 },
@@ -8,7 +8,7 @@ return cab.compare {
     student = cab.models.vim { image = 28, patch = 4, dim = 64, depth = 4, state = 16, decay = "identity" },
     optim   = { "adamw", lr = 1e-3, weight_decay = 0.05, schedule = "cosine", warmup = 3, clip = 1 },
     batch   = 64, seed = 0,
-    eval    = { every = 13 },
+    eval    = { every = 10 },
   },
   runs = {
     { name = "vanilla", stages = { { loss = { vanilla = 1 }, epochs = epochs } } },
