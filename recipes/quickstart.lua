@@ -1,6 +1,6 @@
 --- Vision Mamba from a ViT on 100 images a class: hard labels, soft labels, and the attention bridge. arXiv:2510.19266.
 local cab = require "cab"
-local epochs = 50
+local epochs = 40
 return cab.compare {
   base = {
     data    = cab.data.fashion { fraction = 0.1 },
