@@ -6,6 +6,6 @@ return cab.recipe {
   stages  = { { loss = { vanilla = { weight = 1, smoothing = 0.1 } }, epochs = 45 } },
   optim   = { "adamw", lr = 1e-3, weight_decay = 0.05, schedule = "cosine", warmup = 2, clip = 1 },
   batch   = 100, seed = 0,
-  eval    = { every = 10 },
+  eval    = { every = 5 },
   export  = "data/teacher_fashion.safetensors",
 }
