@@ -52,6 +52,31 @@ describe("cli", function()
     assert.matches("head%.weight", text)
   end)
 
+  it("evaluates each run of a comparison, with the R2 of its bridge", function()
+    local path = write("c.lua", [[
+local cab = require "cab"
+local function run(name, loss) return { name = name, stages = { { loss = loss, epochs = 1 } } } end
+return cab.compare {
+  base = {
+    data = cab.data.fashion { fraction = 0.01 }, batch = 50, eval = { batch = 500 },
+    teacher = cab.models.vit { image = 28, patch = 7, dim = 8, depth = 1, heads = 2 },
+    student = cab.models.vim { image = 28, patch = 7, dim = 8, depth = 1, state = 4 },
+  },
+  pictures = 2,
+  runs = { run("a", { soft = 1 }), run("b", { align = { "attention_bridge", hidden = 4 } }) },
+}]])
+    local code, text = cab(("run %s --out %s/c"):format(path, root))
+    assert.are.equal(0, code, text)
+    assert.is_not_nil(lfs.attributes(root .. "/c/attention.png"))
+    local r2 = text:match("align R2 ([%-%d.]+)")
+    code, text = cab(("eval %s/c"):format(root))
+    assert.are.equal(0, code, text)
+    assert.matches("/c/a/best.safetensors.*/c/b/best.safetensors", text)
+    assert.are.equal(r2, text:match("align R2 ([%-%d.]+)"))
+    code, text = cab(("eval %s"):format(root .. "/none"))
+    assert.are.equal(2, code, text)
+  end)
+
   it("exits with 2 for misuse, with the nearest name", function()
     local path = write("r.lua", recipe)
     local cases = {

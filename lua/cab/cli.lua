@@ -10,7 +10,7 @@ examples:
   cab run my.lua --resume                        go on where the newest run of my.lua stopped
   cab run my.lua --resume=latest-good --out DIR  the same, taking an older checkpoint if the newest is damaged
   cab run script.lua a b                         any Lua file that returns no recipe is just run, with `arg`
-  cab eval runs/quickstart-1/bridge
+  cab eval runs/quickstart-1                     top-1, top-5, loss, R2 of the bridge of each run
   cab inspect weights.safetensors
 exit codes: 0 done, 1 Lua error, 2 usage or recipe, 65 input file refused, 69 device, 70 internal error, 71 memory,
   74 I/O, 75 stopped and resumable, 76 not-finite numbers, 130 interrupted twice]]
@@ -26,8 +26,8 @@ local function parser()
   run:option("--out", "Run folder; default runs/RECIPE-N."):argname("DIR")
   run:flag("--quiet", "Print nothing but warnings of the system.")
   run:option("--resume", "Go on with a run: --resume, or --resume=latest-good to fall back on older checkpoints."):args("?"):argname("HOW")
-  local eval = p:command("eval", "Evaluate the best weights of a run again.")
-  eval:argument("run", "Run folder.")
+  local eval = p:command("eval", "Evaluate the best weights of a run, or of each run of a comparison, again.")
+  eval:argument("run", "Run folder, or the folder of a comparison.")
   eval:argument("overrides", "key=value: fields of the recipe."):args("*")
   p:command("repl", "Lua prompt with `cab` in it.")
   p:command("inspect", "List the tensors of a weight file."):argument("file", "safetensors or .pth file.")
@@ -101,21 +101,37 @@ local function decoded(recipe)
   return recipe
 end
 
-function commands.eval(args)
-  local parsed = parser():parse(args)
-  local path = parsed.run
-  local saved = core.json_decode(require "cab.folder".read(path .. "/recipe.json"))
+-- One run folder: the best weights on the test images; the bridge as the newest checkpoint has it.
+local function evaluate_run(path, overrides)
+  local folders, evaluate = require "cab.folder", require "cab.eval"
+  local saved = core.json_decode(folders.read(path .. "/recipe.json"), path .. "/recipe.json")
   if type(saved) ~= "table" or type(saved.recipe) ~= "table" then
     check.fail(65, path .. "/recipe.json: no recipe in it", { file = path .. "/recipe.json", id = "recipe" })
   end
-  local recipe = require "cab.recipe".recipe(decoded(saved.recipe)):override(parsed.overrides)
+  local recipe = require "cab.recipe".recipe(decoded(saved.recipe)):override(overrides)
   local scope <close> = core.scope()
   local job = require "cab.job".build(recipe.resolved)
-  local tensors, meta = core.load(path .. "/best.safetensors")
-  job.student:load(tensors)
-  local e = require "cab.eval".classify(job.student, job.data, { batch = recipe.resolved.eval.batch })
-  print(("%s of step %s: top1 %.2f  top5 %.2f  loss %.4f  (%d images, %.0f a second)"):format(path .. "/best.safetensors",
-    meta and meta.step or "?", e.top1, e.top5, e.loss, e.images, e.images / e.seconds))
+  local tensors, manifest = folders.view(path):load(false)
+  local fits = {}
+  if tensors and job.pairs then
+    job:restore(tensors, ("%s/checkpoints/%s"):format(path, manifest.file))
+    for name, r2 in pairs(evaluate.fits(job, (job:stage(manifest.step)))) do
+      fits[#fits + 1] = ("  %s R2 %.3f at step %d"):format(name, r2, manifest.step)
+    end
+    table.sort(fits)
+  end
+  local best, meta = core.load(path .. "/best.safetensors")
+  job.student:load(best)
+  local e = evaluate.classify(job.student, job.data, { batch = recipe.resolved.eval.batch })
+  print(("%s of step %s: top1 %.2f  top5 %.2f  loss %.4f  (%d images, %.0f a second)%s"):format(path .. "/best.safetensors",
+    meta and meta.step or "?", e.top1, e.top5, e.loss, e.images, e.images / e.seconds, table.concat(fits)))
+end
+
+function commands.eval(args)
+  local parsed = parser():parse(args)
+  local paths = require "cab.folder".runs(parsed.run)
+  if #paths == 0 then check.fail(2, ("%s: neither a run folder nor a folder of runs"):format(parsed.run), { id = "usage" }) end
+  for _, path in ipairs(paths) do evaluate_run(path, parsed.overrides) end
   return 0
 end
 

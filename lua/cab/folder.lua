@@ -55,6 +55,26 @@ function M.open(path, resume)
   return self
 end
 
+--- A run folder for reading only: no lock.
+---@param path string
+---@return Folder
+function M.view(path) return setmetatable({ path = path, lines = {} }, Folder) end
+
+--- The run folders at a path: itself, or those in it, by name.
+---@param path string
+---@return string[]
+function M.runs(path)
+  if exists(path .. "/recipe.json") then return { path } end
+  local list = {}
+  if lfs.attributes(path, "mode") == "directory" then
+    for name in lfs.dir(path) do
+      if name:sub(1, 1) ~= "." and exists(path .. "/" .. name .. "/recipe.json") then list[#list + 1] = path .. "/" .. name end
+    end
+  end
+  table.sort(list)
+  return list
+end
+
 function Folder:close()
   if self.lock then
     self:flush()

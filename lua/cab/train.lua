@@ -307,6 +307,7 @@ function M.run(r, o)
   o = o or {}
   local name = r.name ~= "" and r.name or o.name or "run"
   local path = o.out or folders.choose(name, o.resume)
+  core.trim() -- buffers of an earlier run have other sizes
   local _run <close> = core.scope()
   local self = setmetatable({ folder = folders.open(path, o.resume) }, Run)
   self.bar = progress.new { total = 1, name = name, quiet = o.quiet }
