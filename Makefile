@@ -27,7 +27,7 @@ KERNELS  := $(wildcard kernels/*.c)
 OBJECTS  := $(CORE:%.c=$B/%.o) $(B)/twins.o \
             $(foreach k,$(KERNELS:%.c=$B/%),$(foreach r,f32 f64,$(foreach i,v2 v3 v4,$k.$r.$i.o)))
 
-.PHONY: all deps demo test install bench lint asan build-asan-only fuzz crash clean
+.PHONY: all deps demo test install bench lint asan fuzz crash clean
 all: $B/cab
 
 $B/cab: $(OBJECTS)
@@ -82,10 +82,9 @@ lint:
 	  --suppress=nullPointerOutOfMemory --suppress=missingInclude --suppress=arrayIndexThenCheck $(MODULES:%=-Icore/%) -Ikernels $(addprefix core/,base tensor ops io data)
 
 # Everything under AddressSanitizer and UBSan, with fault points compiled in and no allocator cache.
-build-asan-only: deps
+asan: deps
 	@$(MAKE) --no-print-directory -s -j$$(nproc) all B=build-asan OPT="-O1 -g -DCAB_FAULTS -DCAB_NO_CACHE" KOPT="-O1 -g" \
 	  SANITIZE="-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer"
-asan: build-asan-only
 	ASAN_OPTIONS=detect_leaks=1:allocator_may_return_null=1 LSAN_OPTIONS=suppressions=tests/lsan.supp OMP_NUM_THREADS=2 build-asan/cab run tests/main.lua
 
 FUZZ := $(patsubst tests/fuzz/%.c,build-fuzz/%,$(wildcard tests/fuzz/*.c))
@@ -96,8 +95,8 @@ build-fuzz/%: tests/fuzz/%.c $(wildcard core/io/*.c core/data/*.c core/base/*.c)
 fuzz:
 	@tests/install-packages $(PACKAGES) clang libclang-rt-14-dev
 	@$(MAKE) --no-print-directory -s $(FUZZ)
-	@for f in $(FUZZ); do echo "== $$f"; mkdir -p $$f.corpus; $$f -max_total_time=$(FUZZ_SECONDS) -max_len=4096 -rss_limit_mb=512 -timeout=2 -print_final_stats=1 $$f.corpus 2>&1 | \
-	  grep -E "ERROR|SUMMARY|stat::number_of_executed_units|stat::average" ; done
+	@set -o pipefail; for f in $(FUZZ); do echo "== $$f"; mkdir -p $$f.corpus; $$f -max_total_time=$(FUZZ_SECONDS) -max_len=4096 -rss_limit_mb=512 -timeout=2 -print_final_stats=1 $$f.corpus 2>&1 | \
+	  grep -E "ERROR|SUMMARY|stat::number_of_executed_units|stat::average" || exit 1; done
 
 crash: all
 	$B/cab run tests/crash/kill.lua 500

@@ -1,12 +1,7 @@
 local cab = require "cab"
 local core = require "cab.core"
 
-local function fault(f, ...)
-  local ok, e = pcall(f, ...)
-  assert.is_false(ok)
-  assert.are.equal(2, e.code)
-  return e.message
-end
+local function fault(f, ...) return require "refused"(2, f, ...).message end
 
 describe("data", function()
   it("makes plain specs and refuses unknown options with the nearest name", function()

@@ -13,12 +13,7 @@ local function put(name, bytes)
   return dir .. "/" .. name
 end
 
-local function refused(f, ...)
-  local ok, e = pcall(f, ...)
-  assert.is_false(ok, "was not refused")
-  assert.equal("table", type(e), tostring(e))
-  return e
-end
+local function refused(f, ...) return require "refused"(nil, f, ...) end
 
 local function gzip(path)
   os.execute(("gzip -kf '%s'"):format(path))

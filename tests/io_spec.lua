@@ -21,12 +21,7 @@ local function get(name)
   return bytes
 end
 
-local function refused(f, ...)
-  local ok, e = pcall(f, ...)
-  assert.is_false(ok, "was not refused")
-  assert.equal("table", type(e), tostring(e))
-  return e
-end
+local function refused(f, ...) return require "refused"(nil, f, ...) end
 
 local function head(json, data) return string.pack("<s8", json) .. (data or "") end
 local function tensor(dtype, shape, first, last)

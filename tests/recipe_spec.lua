@@ -8,12 +8,7 @@ local function given(change)
   for k, v in pairs(change or {}) do r[k] = v end
   return r
 end
-local function fault(f, ...)
-  local ok, e = pcall(f, ...)
-  assert.is_false(ok)
-  assert.are.equal(2, e.code)
-  return e.message
-end
+local function fault(f, ...) return require "refused"(2, f, ...).message end
 
 describe("recipe", function()
   it("fills in the defaults", function()

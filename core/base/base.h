@@ -82,6 +82,8 @@ bool cab_fault(const char *name);
 int cab_threads(void);           /* compute threads in use (OpenMP and OpenBLAS share them) */
 void cab_set_threads(int count); /* clamped to [1, 256] */
 double cab_now(void);            /* monotonic seconds */
+/* The best kernel variant this processor can run: 4 AVX-512 (f, dq, bw, vl), 3 AVX2 and FMA, 2 neither. */
+int cab_cpu_level(void);
 void cab_tune_runtime(char **argv); /* first thing in main: may start the program anew (runtime.c) */
 
 /* ---- Philox 4x32-10 (Salmon et al. 2011): counter-based, so state is a few integers -------- */

@@ -12,13 +12,19 @@
 
 char *openblas_get_corename(void);
 
+int cab_cpu_level(void) {
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512vl"))
+    return 4;
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? 3 : 2;
+}
+
 static const char *better_core(void) {
   static const char *const old[] = {"Prescott", "Core2", "Penryn", "Dunnington", "Nehalem", "Sandybridge", "Unknown"};
-  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return NULL;
-  bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-              __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+  int level = cab_cpu_level();
+  if (level < 3) return NULL;
   for (size_t i = 0; i < sizeof old / sizeof *old; i++)
-    if (!strcasecmp(openblas_get_corename(), old[i])) return wide ? "SkylakeX" : "Haswell";
+    if (!strcasecmp(openblas_get_corename(), old[i])) return level == 4 ? "SkylakeX" : "Haswell";
   return NULL;
 }
 

@@ -66,27 +66,15 @@ static bool find_library(void) {
 
 /* ---- only text chunks ---------------------------------------------------------------------------------------- */
 
-/* load(chunk, name, mode, env) with mode "t"; upvalue 1: Lua's load */
-static int text_load(lua_State *L) {
-  int count = lua_gettop(L);
-  if (count < 3) lua_settop(L, 3);
+/* load(chunk, name, mode, env) or loadfile(path, mode, env), with mode "t"; upvalues: Lua's function, the place of mode */
+static int text_only(lua_State *L) {
+  int mode = (int)lua_tointeger(L, lua_upvalueindex(2)), count = lua_gettop(L);
+  if (count < mode) lua_settop(L, count = mode);
   lua_pushliteral(L, "t");
-  lua_replace(L, 3);
+  lua_replace(L, mode);
   lua_pushvalue(L, lua_upvalueindex(1));
   lua_insert(L, 1);
-  lua_call(L, count < 3 ? 3 : count, LUA_MULTRET);
-  return lua_gettop(L);
-}
-
-/* loadfile(path, mode, env): Lua's, with mode "t"; upvalue 1: Lua's loadfile */
-static int text_loadfile(lua_State *L) {
-  int count = lua_gettop(L);
-  if (count < 2) lua_settop(L, 2);
-  lua_pushliteral(L, "t");
-  lua_replace(L, 2);
-  lua_pushvalue(L, lua_upvalueindex(1));
-  lua_insert(L, 1);
-  lua_call(L, count < 2 ? 2 : count, LUA_MULTRET);
+  lua_call(L, count, LUA_MULTRET);
   return lua_gettop(L);
 }
 
@@ -114,8 +102,8 @@ static int text_searcher(lua_State *L) {
 }
 
 static void refuse_bytecode(lua_State *L) {
-  lua_getglobal(L, "load"), lua_pushcclosure(L, text_load, 1), lua_setglobal(L, "load");
-  lua_getglobal(L, "loadfile"), lua_pushcclosure(L, text_loadfile, 1), lua_setglobal(L, "loadfile");
+  lua_getglobal(L, "load"), lua_pushinteger(L, 3), lua_pushcclosure(L, text_only, 2), lua_setglobal(L, "load");
+  lua_getglobal(L, "loadfile"), lua_pushinteger(L, 2), lua_pushcclosure(L, text_only, 2), lua_setglobal(L, "loadfile");
   lua_pushcfunction(L, text_dofile), lua_setglobal(L, "dofile");
   lua_getglobal(L, "package");
   lua_getfield(L, -1, "searchers");

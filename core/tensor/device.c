@@ -98,12 +98,7 @@ extern const struct {
   void *variant[2][3];
 } cab_twins[];
 
-static int best_isa(void) {
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512vl"))
-    return V4;
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? V3 : V2;
-}
+static int best_isa(void) { return cab_cpu_level() - 2 + V2; }
 
 static int chosen_isa(void) {
   static int isa = -1;

@@ -1,18 +1,16 @@
 --- Faults with an exit code, and option tables checked against a schema with types, ranges and choices.
+local core = require "cab.core"
 local options = require "cab.options"
 local M = {}
-
-local fault = { __name = "cab.error" }
-function fault.__tostring(e) return e.message end
 
 --- Raises a fault: a table with code, id, message, file, offset that prints as one line.
 ---@param code integer exit code of the program (2 usage, 65 input, 74 I/O, 75 stopped, 76 numerics)
 ---@param message string
 ---@param fields? table id, file, offset
 function M.fail(code, message, fields)
-  local e = { code = code, id = "", message = message }
+  local e = { code = code, id = "", message = message, where = "" }
   for k, v in pairs(fields or {}) do e[k] = v end
-  error(setmetatable(e, fault), 0)
+  error(core.error(e), 0)
 end
 
 --- Code 2 with the recipe's line in front.

@@ -1,8 +1,6 @@
 --- Error objects, and unknown names answered with the nearest one. Schemas are checked by cab.check.
+local core = require "cab.core"
 local options = {}
-
-local Error = { __name = "cab.error" }
-function Error.__tostring(e) return e.message end
 
 -- "recipes/x.lua:12: ": the innermost line outside this library, "" if there is none.
 local function position()
@@ -21,7 +19,7 @@ end
 ---@param id string short name, may be ""
 ---@param message string one line
 function options.fail(code, id, message)
-  error(setmetatable({ code = code, id = id, message = position() .. message }, Error), 0)
+  error(core.error { code = code, id = id, message = position() .. message, where = "" }, 0)
 end
 
 -- Levenshtein distance, two rows.

@@ -3,6 +3,7 @@
 --- so resuming needs nothing else and is exact in the middle of an epoch.
 local core = require "cab.core"
 local check = require "cab.check"
+local options = require "cab.options"
 local folders = require "cab.folder"
 local jobs = require "cab.job"
 local schedule = require "cab.schedule"
@@ -47,26 +48,32 @@ end
 
 -- The first tensor with NaN or Inf, in the order of computation.
 local function first_bad(job, images, taps, logits, terms)
-  if images:range().bad > 0 then return { what = "input", tensor = "images", bad = images:range().bad } end
+  local function find(what, name, t)
+    local bad = t and t:range().bad or 0
+    return bad > 0 and { what = what, tensor = name, bad = bad } or nil
+  end
+  local found = find("input", "images", images)
+  if found then return found end
   for _, p in ipairs(job.params) do
-    local bad = p.tensor:range().bad
-    if bad > 0 then return { what = "weight", tensor = p.name, bad = bad } end
+    found = find("weight", p.name, p.tensor)
+    if found then return found end
   end
   local depth = job.student.depth or 0
   for layer = 1, depth do
-    for _, name in ipairs(require "cab.options".names(taps)) do
-      local t = type(taps[name]) == "table" and taps[name][layer]
-      if t and t:range().bad > 0 then return { what = "tap", tensor = name .. "." .. layer, bad = t:range().bad } end
+    for _, name in ipairs(options.names(taps)) do
+      found = find("tap", name .. "." .. layer, type(taps[name]) == "table" and taps[name][layer])
+      if found then return found end
     end
   end
-  if logits:range().bad > 0 then return { what = "output", tensor = "logits", bad = logits:range().bad } end
+  found = find("output", "logits", logits)
+  if found then return found end
   for _, t in ipairs(terms) do
     if not finite(t.value:item()) then return { what = "loss", tensor = t.name, bad = 1 } end
   end
   for i = #job.params, 1, -1 do
     local p = job.params[i]
-    local bad = p.tensor.grad and p.tensor.grad:range().bad or 0
-    if bad > 0 then return { what = "gradient", tensor = p.name, bad = bad } end
+    found = find("gradient", p.name, p.tensor.grad)
+    if found then return found end
   end
   return { what = "gradient", tensor = "global norm", bad = 1 }
 end
@@ -176,7 +183,7 @@ function Run:evaluate(step)
   for name, r2 in pairs(row.r2 or {}) do parts[#parts + 1] = ("%s R2 %.3f"):format(name, r2) end
   if self.shares then
     row.share = {}
-    for _, name in ipairs(require "cab.options".names(self.shares)) do
+    for _, name in ipairs(options.names(self.shares)) do
       row.share[name] = self.shares[name].share
       parts[#parts + 1] = ("%s %.0f %% of the gradient"):format(name, 100 * self.shares[name].share)
     end

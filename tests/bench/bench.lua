@@ -114,6 +114,14 @@ local function products(o)
   end
 end
 
+--- VmHWM of this process so far, MiB: includes the ceilings above and earlier steps.
+local function resident()
+  for line in io.lines "/proc/self/status" do
+    local kib = line:match "^VmHWM:%s*(%d+)"
+    if kib then return tonumber(kib) / 1024 end
+  end
+end
+
 local function memory(f)
   core.reset_peak()
   f()
@@ -134,7 +142,7 @@ for _, name in ipairs { "demo", "tiny" } do
     o.student.depth, o.tokens + 1, o.batch, o.teacher.depth))
   local step = step_of(o)
   local t = median(step, o.repeats)
-  row("CAB", t, ("%.1f images/s, peak %.0f MiB of tensors, %.0f MiB resident"):format(o.batch / t, memory(step), core.doctor().peak_rss_mib or 0))
+  row("CAB", t, ("%.1f images/s, peak %.0f MiB of tensors, process %.0f MiB at its peak"):format(o.batch / t, memory(step), resident()))
   local p = median(products(o), o.repeats)
   local bare = { batch = 1, teacher = {}, student = {} }
   for _, side in ipairs { "teacher", "student" } do
