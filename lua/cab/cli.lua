@@ -30,7 +30,7 @@ local function parser()
   eval:argument("run", "Run folder, or the folder of a comparison.")
   eval:argument("overrides", "key=value: fields of the recipe."):args("*")
   p:command("repl", "Lua prompt with `cab` in it.")
-  p:command("inspect", "List the tensors of a weight file."):argument("file", "safetensors or .pth file.")
+  p:command("inspect", "List the tensors of a weight file."):argument("file", "A safetensors file.")
   p:command("doctor", "What a report of a problem needs: versions, processor, threads.")
   function p.error(_, message) check.fail(2, message, { id = "usage" }) end
   run.error, eval.error = p.error, p.error
