@@ -27,11 +27,24 @@ KERNELS  := $(wildcard kernels/*.c)
 OBJECTS  := $(CORE:%.c=$B/%.o) $(B)/twins.o \
             $(foreach k,$(KERNELS:%.c=$B/%),$(foreach r,f32 f64,$(foreach i,v2 v3 v4,$k.$r.$i.o)))
 
+# The CUDA device, where there is a compiler for it: opened at run time, so the same build runs without a GPU.
+CUDA     ?= $(patsubst %/bin/nvcc,%,$(or $(shell command -v nvcc),$(wildcard /usr/local/cuda/bin/nvcc)))
+NVCC     := $(if $(wildcard $(CUDA)/include/cublasLt.h),$(CUDA)/bin/nvcc)
+CUDA_ARCH := -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=[sm_90,compute_90]
+NVFLAGS  := -std=c++17 -O3 -lineinfo -Icore/base -Icore/tensor -Ikernels -Xcompiler -fPIC,-Wall $(CUDA_ARCH)
+CUDA_OBJECTS := $(patsubst %.cu,$B/%.cu.o,$(wildcard kernels/*.cu core/tensor/*.cu))
+
 .PHONY: all deps demo test install bench lint asan fuzz crash clean
-all: $B/cab
+all: $B/cab $(if $(NVCC),$B/libcab_cuda.so)
 
 $B/cab: $(OBJECTS)
-	$(CC) $(CFLAGS) -pie -Wl,-z,relro,-z,now -o $@ $^ $(LDLIBS)
+	$(CC) $(CFLAGS) -pie -rdynamic -Wl,-z,relro,-z,now -o $@ $^ $(LDLIBS)
+
+$B/%.cu.o: %.cu
+	@mkdir -p $(@D)
+	$(NVCC) $(NVFLAGS) -MMD -MP -c -o $@ $<
+$B/libcab_cuda.so: $(CUDA_OBJECTS)
+	$(NVCC) -shared -cudart static -o $@ $^ -lcublas -lcublasLt
 
 $B/core/%.o: core/%.c
 	@mkdir -p $(@D)
@@ -70,6 +83,7 @@ test: deps
 install: all
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/cab
 	install $B/cab $(DESTDIR)$(PREFIX)/bin/cab
+	[ ! -f $B/libcab_cuda.so ] || install -D $B/libcab_cuda.so $(DESTDIR)$(PREFIX)/lib/cab/libcab_cuda.so
 	cp -r lua recipes examples data $(DESTDIR)$(PREFIX)/share/cab/
 
 bench: all
@@ -84,7 +98,7 @@ lint:
 # Everything under AddressSanitizer and UBSan, with fault points compiled in and no allocator cache.
 asan: deps
 	@$(MAKE) --no-print-directory -s -j$$(nproc) all B=build-asan OPT="-O1 -g -DCAB_FAULTS -DCAB_NO_CACHE" KOPT="-O1 -g" \
-	  SANITIZE="-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer"
+	  CUDA= SANITIZE="-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer"
 	ASAN_OPTIONS=detect_leaks=1:allocator_may_return_null=1 LSAN_OPTIONS=suppressions=tests/lsan.supp OMP_NUM_THREADS=2 build-asan/cab run tests/main.lua
 
 FUZZ := $(patsubst tests/fuzz/%.c,build-fuzz/%,$(wildcard tests/fuzz/*.c))

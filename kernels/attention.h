@@ -6,9 +6,9 @@
 #include "kernel.h"
 /* lse [B,H,L]: log-sum-exp of each score row, kept for backward. map may be NULL. */
 TWIN(attention_forward, int64_t B, int64_t L, int64_t H, int64_t P, double scale, bool causal, const real *q,
-     const real *k, const real *v, int64_t ld, real *out, real *lse, real *map);
+     const real *k, const real *v, int64_t ld, real *out, wide *lse, real *map);
 /* gq, gk, gv share the row stride gld (NULL skips all of one). gmap [B,H,L,L] may be NULL (gradient at the map). */
 TWIN(attention_backward, int64_t B, int64_t L, int64_t H, int64_t P, double scale, bool causal, const real *q,
-     const real *k, const real *v, int64_t ld, const real *out, const real *lse, const real *gout, const real *gmap,
+     const real *k, const real *v, int64_t ld, const real *out, const wide *lse, const real *gout, const real *gmap,
      real *gq, real *gk, real *gv, int64_t gld);
 #endif

@@ -71,13 +71,17 @@ void K(gemm_batched)(CabStream *stream, bool trans_a, bool trans_b, int64_t m, i
             ldc);
 }
 
-void K(bias_rows)(CabStream *stream, int64_t rows, int64_t n, const real *bias, real *y) {
-  (void)stream;
-#pragma omp parallel for schedule(static) if (rows * n > 16384)
-  for (int64_t r = 0; r < rows; r++) {
-    real *restrict row = y + r * n;
-    for (int64_t j = 0; j < n; j++) row[j] = bias[j];
+/* y starts as the bias, the product adds to it: that saves a pass over y. */
+void K(linear_forward)(CabStream *stream, int64_t rows, int64_t outs, int64_t ins, const real *x, int64_t ldx, const real *w,
+                       const real *b, real *y) {
+  if (b) {
+#pragma omp parallel for schedule(static) if (rows * outs > 16384)
+    for (int64_t r = 0; r < rows; r++) {
+      real *restrict row = y + r * outs;
+      for (int64_t j = 0; j < outs; j++) row[j] = b[j];
+    }
   }
+  K(gemm)(stream, false, true, rows, outs, ins, 1, x, ldx, w, ins, b ? 1 : 0, y, outs);
 }
 
 /* Rows are cut into ROW_BLOCKS whatever the number of threads; a block sums GROUP rows at a time in `real` and the
@@ -112,4 +116,11 @@ void K(column_sum)(CabStream *stream, int64_t rows, int64_t n, const real *x, in
       out[first + j] = (real)sum;
     }
   }
+}
+
+void K(linear_backward)(CabStream *stream, int64_t rows, int64_t outs, int64_t ins, const real *gy, const real *x, int64_t ldx,
+                        const real *w, real *gx, real *gw, real *gb) {
+  if (gx) K(gemm)(stream, false, false, rows, ins, outs, 1, gy, outs, w, ins, 0, gx, ins);
+  if (gw) K(gemm)(stream, true, false, outs, ins, rows, 1, gy, outs, x, ldx, 0, gw, ins);
+  if (gb) K(column_sum)(stream, rows, outs, gy, outs, gb);
 }

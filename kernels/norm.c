@@ -45,8 +45,8 @@ void K(norm_forward)(CabStream *stream, bool rms, double eps, int64_t rows, int6
 }
 
 void K(norm_backward)(CabStream *stream, bool rms, int64_t rows, int64_t n, const real *sum, const real *weight,
-                      const real *mean, const real *rstd, const real *gy, const real *gsum, real *gx, real *gweight,
-                      real *gbias, real *partial) {
+                      const real *mean, const real *rstd, const real *gy, const real *gsum, real *gx,
+                      real *gresidual, real *gweight, real *gbias, real *partial) {
   (void)stream;
   const real inverse = 1 / (real)n;
   const bool parameters = gweight || gbias;
@@ -71,13 +71,14 @@ void K(norm_backward)(CabStream *stream, bool rms, int64_t rows, int64_t n, cons
           }
         }
         const real slope = vec_sum(dot) * inverse, shift = rms ? 0 : vec_sum(total) * inverse;
-        if (!gx) continue;
+        if (!gx && !gresidual) continue;
         for (int64_t j = 0; j < n; j += LANES) {
           const int64_t m = n - j;
           const vec hat = (vec_load_n(s + j, m) - center) * scale;
           vec v = (vec_load_n(g + j, m) * vec_load_n(weight + j, m) - shift - hat * slope) * scale;
           if (gsum) v += vec_load_n(gsum + i * n + j, m);
-          vec_store_n(gx + i * n + j, v, m);
+          if (gx) vec_store_n(gx + i * n + j, v, m);
+          if (gresidual) vec_store_n(gresidual + i * n + j, v, m);
         }
       }
     }

@@ -3,12 +3,14 @@
 #ifndef CAB_KERNELS_NORM_H
 #define CAB_KERNELS_NORM_H
 #include "kernel.h"
-/* residual may be NULL (then sum is not written and may be NULL). bias may be NULL. mean is NULL for RMS. */
-TWIN(norm_forward, bool rms, double eps, int64_t rows, int64_t n, const real *x, const real *residual,
-     const real *weight, const real *bias, real *y, real *sum, real *mean, real *rstd);
-/* gsum: gradient arriving at `sum` (may be NULL). gx receives the gradient of s (shared by x and residual).
+/* residual, bias, sum may be NULL. mean is NULL for RMS. */
+TWIN(norm_forward, bool rms, double eps, int64_t rows, int64_t n, const real *x, const wide *residual,
+     const wide *weight, const wide *bias, real *y, wide *sum, wide *mean, wide *rstd);
+/* gsum: gradient arriving at `sum` (may be NULL). gx and gresidual receive the gradient of s;
+ * either may be NULL.
  * gweight, gbias may be NULL. partial: scratch of 2 * NORM_BLOCKS * n; fixed order of summation. */
 #define NORM_BLOCKS 32
-TWIN(norm_backward, bool rms, int64_t rows, int64_t n, const real *sum, const real *weight, const real *mean,
-     const real *rstd, const real *gy, const real *gsum, real *gx, real *gweight, real *gbias, real *partial);
+TWIN(norm_backward, bool rms, int64_t rows, int64_t n, const wide *sum, const wide *weight, const wide *mean,
+     const wide *rstd, const real *gy, const wide *gsum, real *gx, wide *gresidual, wide *gweight, wide *gbias,
+     wide *partial);
 #endif

@@ -15,19 +15,19 @@ typedef struct {
   int64_t ldb, ldc, ldz;
 } ScanShape;
 /* h may be NULL (no gradient wanted). */
-TWIN(scan_forward, const ScanShape *s, const real *u, const real *dt, const real *A, const real *b, const real *c,
-     const real *D, const real *z, const real *bias, real *y, real *h);
+TWIN(scan_forward, const ScanShape *s, const real *u, const real *dt, const wide *A, const real *b, const real *c,
+     const wide *D, const real *z, const wide *bias, real *y, wide *h);
 /* Gradients are overwritten; any may be NULL. gb, gc, gz: rows of stride s->N, s->N, s->E (contiguous).
  * partial: scratch of scan_partial(s) reals, for sums over batch (gA, gD, gbias) and channels (gb, gc) in an order
  * that does not depend on the number of threads, and the adjoint state between chunks. */
 static inline int64_t scan_partial(const ScanShape *s) {
   return s->B * ((s->E + 15) / 16 * 16) * (3 * s->N + 2); /* whole registers of up to 16 channels */
 }
-TWIN(scan_backward, const ScanShape *s, const real *u, const real *dt, const real *A, const real *b, const real *c,
-     const real *D, const real *z, const real *bias, const real *h, const real *gy, real *gu, real *gdt, real *gA,
-     real *gb, real *gc, real *gD, real *gz, real *gbias, real *partial);
+TWIN(scan_backward, const ScanShape *s, const real *u, const real *dt, const wide *A, const real *b, const real *c,
+     const wide *D, const real *z, const wide *bias, const wide *h, const real *gy, real *gu, real *gdt, wide *gA,
+     real *gb, real *gc, wide *gD, real *gz, wide *gbias, wide *partial);
 /* Implicit attention of one direction, mean over channels: m[b,t,s] = 1/E sum_e sum_n C_t[n] (prod_{r=s+1..t}
  * exp(d_r A)) d_s B_s[n] for s <= t (reverse: s >= t), else 0. For pictures; O(L^2). m is [B,L,L]. */
-TWIN(scan_matrix, const ScanShape *s, const real *dt, const real *A, const real *b, const real *c, const real *bias,
+TWIN(scan_matrix, const ScanShape *s, const real *dt, const wide *A, const real *b, const real *c, const wide *bias,
      real *m);
 #endif

@@ -106,7 +106,7 @@ _Noreturn int bind_arg_error(lua_State *L, int arg, const char *fmt, ...) {
 bool bind_collect(lua_State *L) {
   if (cab_error()->code != CAB_E_MEMORY) return false;
   lua_gc(L, LUA_GCCOLLECT);
-  cab_device_trim(cab_cpu());
+  cab_devices_trim();
   return true;
 }
 

@@ -177,7 +177,7 @@ static CabStatus random_fill(CabTensor *t, int kind, CabRng rng, const double *p
   if (kind == UNIFORM) ((random_uniform_fn *)twin)(stream, n, rng.seed, rng.stream, p[0], p[1], y);
   else if (kind == NORMAL) ((random_normal_fn *)twin)(stream, n, rng.seed, rng.stream, p[0], p[1], y);
   else ((random_trunc_normal_fn *)twin)(stream, n, rng.seed, rng.stream, p[0], p[1], p[2], p[3], y);
-  return CAB_OK;
+  return cab_launched(t->storage->device, names[kind]);
 }
 
 static int make_random(lua_State *L, int kind, int parameters) {

@@ -52,7 +52,7 @@ static CabStatus queries_gradient(CabCall *c) { return map_gradient(c, cab_dim(c
 static CabStatus keys_apply(CabCall *c) { return map_apply(c, cab_dim(c, 'B'), cab_dim(c, 'L'), cab_dim(c, 'D')); }
 static CabStatus keys_gradient(CabCall *c) { return map_gradient(c, cab_dim(c, 'B'), cab_dim(c, 'L'), cab_dim(c, 'D')); }
 
-#define SIGNATURE "x[B,L,D] mean[D]? deviation[D]? | map=none|softmax|relu|exp|standard -> y[B,L,D]"
+#define SIGNATURE "x[B,L,D] mean^[D]? deviation^[D]? | map=none|softmax|relu|exp|standard -> y[B,L,D]"
 
 const CabOp cab_ops_bridge[] = {
   {"map_queries", SIGNATURE, queries_apply, queries_gradient, "x deviation y",

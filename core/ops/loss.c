@@ -17,7 +17,7 @@ static CabStatus entropy_check(CabCall *c) {
 }
 
 static CabStatus entropy_apply(CabCall *c) {
-  CabTensor *partial = cab_scratch(c, LOSS_BLOCKS);
+  CabTensor *partial = cab_scratch(c, cab_wide(c->dtype), LOSS_BLOCKS);
   if (!partial) return cab_error()->code;
   RUN(c, cross_entropy_forward, cab_dim(c, 'R'), cab_dim(c, 'C'), c->option[0], CAB_DATA(c->in[0]), CAB_DATA(c->in[1]),
       CAB_DATA(c->in[2]), CAB_DATA(c->out[0]), CAB_DATA(c->out[1]), CAB_DATA(partial));
@@ -36,7 +36,7 @@ static CabStatus kl_check(CabCall *c) {
   return c->option[0] > 0 ? CAB_OK : cab_call_fail(c, "'temperature' is %g, expected above 0", c->option[0]);
 }
 static CabStatus kl_apply(CabCall *c) {
-  CabTensor *partial = cab_scratch(c, LOSS_BLOCKS);
+  CabTensor *partial = cab_scratch(c, cab_wide(c->dtype), LOSS_BLOCKS);
   if (!partial) return cab_error()->code;
   RUN(c, kl_forward, cab_dim(c, 'R'), cab_dim(c, 'C'), c->option[0], CAB_DATA(c->in[0]), CAB_DATA(c->in[1]), CAB_DATA(c->out[0]),
       CAB_DATA(partial));
@@ -49,7 +49,7 @@ static CabStatus kl_gradient(CabCall *c) {
 }
 
 static CabStatus mse_apply(CabCall *c) {
-  CabTensor *partial = cab_scratch(c, LOSS_BLOCKS);
+  CabTensor *partial = cab_scratch(c, cab_wide(c->dtype), LOSS_BLOCKS);
   if (!partial) return cab_error()->code;
   RUN(c, mse_forward, c->rows, CAB_DATA(c->in[0]), CAB_DATA(c->in[1]), CAB_DATA(c->out[0]), CAB_DATA(partial));
   return CAB_OK;
@@ -61,7 +61,7 @@ static CabStatus mse_gradient(CabCall *c) {
 }
 
 static CabStatus cosine_apply(CabCall *c) {
-  CabTensor *partial = cab_scratch(c, LOSS_BLOCKS);
+  CabTensor *partial = cab_scratch(c, cab_wide(c->dtype), LOSS_BLOCKS);
   if (!partial) return cab_error()->code;
   RUN(c, cosine_forward, c->rows, cab_dim(c, 'D'), COSINE_EPS, CAB_DATA(c->in[0]), CAB_DATA(c->in[1]), CAB_DATA(c->out[0]),
       CAB_DATA(partial));
@@ -74,7 +74,7 @@ static CabStatus cosine_gradient(CabCall *c) {
 }
 
 static CabStatus frobenius_apply(CabCall *c) {
-  CabTensor *partial = cab_scratch(c, LOSS_BLOCKS);
+  CabTensor *partial = cab_scratch(c, cab_wide(c->dtype), LOSS_BLOCKS);
   if (!partial) return cab_error()->code;
   RUN(c, frobenius_forward, c->rows, cab_dim(c, 'M') * cab_dim(c, 'N'), CAB_DATA(c->in[0]), CAB_DATA(c->in[1]), CAB_DATA(c->out[0]),
       CAB_DATA(partial));
@@ -87,14 +87,14 @@ static CabStatus frobenius_gradient(CabCall *c) {
 }
 
 const CabOp cab_ops_loss[] = {
-  {"cross_entropy", "x[R,C] labels:i32[R]? target[R,C]? | smoothing=0 -> y[] ~lse[R]", entropy_apply, entropy_gradient,
+  {"cross_entropy", "x[R,C] labels:i32[R]? target^[R,C]? | smoothing=0 -> y^[] ~lse^[R]", entropy_apply, entropy_gradient,
    "x labels target lse", "mean of -sum target log softmax(x); label -1 is left out (smoothing: arXiv 1512.00567, section 7)",
    entropy_check, NULL},
-  {"kl", "student[R,C] teacher[R,C] | temperature=1 -> y[]", kl_apply, kl_gradient, "student teacher",
+  {"kl", "student[R,C] teacher[R,C] | temperature=1 -> y^[]", kl_apply, kl_gradient, "student teacher",
    "T^2 KL(softmax(teacher/T) || softmax(student/T)), mean over rows (arXiv 1503.02531)", kl_check, NULL},
-  {"mse", "a[*] b[*] -> y[]", mse_apply, mse_gradient, "a b", "mean of (a - b)^2", NULL, NULL},
-  {"cosine", "a[*,D] b[*,D] -> y[]", cosine_apply, cosine_gradient, "a b", "mean over rows of 1 - a.b / (|a| |b|)", NULL, NULL},
-  {"frobenius", "a[*,M,N] b[*,M,N] -> y[]", frobenius_apply, frobenius_gradient, "a b",
+  {"mse", "a[*] b[*] -> y^[]", mse_apply, mse_gradient, "a b", "mean of (a - b)^2", NULL, NULL},
+  {"cosine", "a[*,D] b[*,D] -> y^[]", cosine_apply, cosine_gradient, "a b", "mean over rows of 1 - a.b / (|a| |b|)", NULL, NULL},
+  {"frobenius", "a[*,M,N] b[*,M,N] -> y^[]", frobenius_apply, frobenius_gradient, "a b",
    "mean over matrices of |a - b|_F; gradient 0 at a = b", NULL, NULL},
   {0},
 };

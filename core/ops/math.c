@@ -189,6 +189,18 @@ static CabStatus softmax_gradient(CabCall *c) {
   return CAB_OK;
 }
 
+/* y gets its dtype here: a row's outputs are like its inputs. */
+static CabStatus cast_check(CabCall *c) {
+  static const CabDtype to[] = {CAB_F32, CAB_F64, CAB_BF16};
+  CabDtype dtype = to[(int)c->option[0]];
+  c->out[0] = dtype == c->dtype ? cab_tensor_detach(c->in[0]) : cab_tensor_new(c->device, dtype, c->lead_rank, c->lead);
+  return c->out[0] ? CAB_OK : cab_error()->code;
+}
+static CabStatus cast_apply(CabCall *c) {
+  return c->out[0]->storage == c->in[0]->storage ? CAB_OK : cab_tensor_copy(c->out[0], c->in[0]);
+}
+static CabStatus cast_gradient(CabCall *c) { return cab_tensor_copy(c->gin[0], c->gout[0]); }
+
 #define BINARY(name, source, saves, gradient) \
   {name, "a[&] b[&] -> y[&]", binary_apply, gradient, saves, source, NULL, NULL}
 #define UNARY(name, source) {name, "x[*] -> y[*]", unary_apply, unary_gradient, "x", source, NULL, NULL}
@@ -212,6 +224,8 @@ const CabOp cab_ops_math[] = {
   UNARY("silu", "y = x sigmoid(x) (arXiv 1702.03118)"),
   {"gelu", "x[*] | approx=none|tanh -> y[*]", unary_apply, unary_gradient, "x", "y = x Phi(x), exact or by tanh (arXiv 1606.08415)",
    NULL, NULL},
+  {"cast", "x[*] | to=f32|f64|bf16 -> y[*]", cast_apply, cast_gradient, "", "y = x in another real dtype; so is the gradient",
+   cast_check, NULL},
   {"affine", "x[*] | scale=1 shift=0 -> y[*]", affine_apply, affine_gradient, "", "y = scale x + shift", NULL, NULL},
   {"matmul", "a~[*?,M,K] b~[*?,K,N] -> y[*,M,N]", matmul_apply, matmul_gradient, "a b",
    "y = a b; one of them may have no leading dims and is then shared", matmul_check, NULL},

@@ -18,49 +18,43 @@ static CabStatus linear_check(CabCall *c) {
 }
 
 static CabStatus linear_apply(CabCall *c) {
-  int64_t I = cab_dim(c, 'I'), O = cab_dim(c, 'O');
-  if (c->in[2]) RUN(c, bias_rows, c->rows, O, CAB_DATA(c->in[2]), CAB_DATA(c->out[0]));
-  RUN(c, gemm, false, true, c->rows, O, I, 1.0, CAB_DATA(c->in[0]), cab_ld(c->in[0]), CAB_DATA(c->in[1]), I,
-      c->in[2] ? 1.0 : 0.0, CAB_DATA(c->out[0]), O);
+  RUN(c, linear_forward, c->rows, cab_dim(c, 'O'), cab_dim(c, 'I'), CAB_DATA(c->in[0]), cab_ld(c->in[0]), CAB_DATA(c->in[1]),
+      CAB_DATA(c->in[2]), CAB_DATA(c->out[0]));
   return CAB_OK;
 }
 
-/* gx = gy w;  gw = gy^T x;  gb = sum of the rows of gy */
 static CabStatus linear_gradient(CabCall *c) {
-  int64_t I = cab_dim(c, 'I'), O = cab_dim(c, 'O');
-  const void *gy = CAB_DATA(c->gout[0]);
-  if (c->gin[0]) RUN(c, gemm, false, false, c->rows, I, O, 1.0, gy, O, CAB_DATA(c->in[1]), I, 0.0, CAB_DATA(c->gin[0]), I);
-  if (c->gin[1])
-    RUN(c, gemm, true, false, O, I, c->rows, 1.0, gy, O, CAB_DATA(c->in[0]), cab_ld(c->in[0]), 0.0, CAB_DATA(c->gin[1]), I);
-  if (c->gin[2]) RUN(c, column_sum, c->rows, O, gy, O, CAB_DATA(c->gin[2]));
+  RUN(c, linear_backward, c->rows, cab_dim(c, 'O'), cab_dim(c, 'I'), CAB_DATA(c->gout[0]), CAB_DATA(c->in[0]), cab_ld(c->in[0]),
+      CAB_DATA(c->in[1]), CAB_DATA(c->gin[0]), CAB_DATA(c->gin[1]), CAB_DATA(c->gin[2]));
   return CAB_OK;
 }
 
 /* ---- norms: in x w b residual, out y sum [mean] rstd ---------------------------------------- */
 
-/* Without a residual `sum` is x itself: an alias, no copy. */
+/* Without a residual `sum` is x itself, an alias, unless it is wider. */
 static CabStatus norm_check(CabCall *c) {
-  if (c->in[3]) return CAB_OK;
+  if (c->in[3] || c->dtype != cab_wide(c->dtype)) return CAB_OK;
   c->out[1] = cab_tensor_detach(c->in[0]);
   return c->out[1] ? CAB_OK : cab_error()->code;
 }
 
 static CabStatus norm_apply(CabCall *c, bool rms) {
   RUN(c, norm_forward, rms, c->option[0], c->rows, cab_dim(c, 'D'), CAB_DATA(c->in[0]), CAB_DATA(c->in[3]), CAB_DATA(c->in[1]),
-      CAB_DATA(c->in[2]), CAB_DATA(c->out[0]), c->in[3] ? CAB_DATA(c->out[1]) : NULL, rms ? NULL : CAB_DATA(c->out[2]),
+      CAB_DATA(c->in[2]), CAB_DATA(c->out[0]), c->out[1] && c->out[1]->storage != c->in[0]->storage ? CAB_DATA(c->out[1]) : NULL, rms ? NULL : CAB_DATA(c->out[2]),
       CAB_DATA(c->out[rms ? 2 : 3]));
   return CAB_OK;
 }
 
-/* x and residual share one gradient, that of their sum. */
+/* x and residual share one gradient, that of their sum, unless their types differ. */
 static CabStatus norm_gradient(CabCall *c, bool rms) {
   int64_t D = cab_dim(c, 'D'), n = c->rows * D;
-  CabTensor *gx = c->gin[0] ? c->gin[0] : c->gin[3], *gy = cab_gout(c, 0, n), *partial = NULL;
-  if (!gy || ((c->gin[1] || c->gin[2]) && !(partial = cab_scratch(c, 2 * NORM_BLOCKS * D)))) return cab_error()->code;
+  bool share = c->gin[0] && c->gin[3] && c->gin[0]->dtype == c->gin[3]->dtype;
+  CabTensor *gy = cab_gout(c, 0, n), *partial = NULL;
+  if (!gy || ((c->gin[1] || c->gin[2]) && !(partial = cab_scratch(c, cab_wide(c->dtype), 2 * NORM_BLOCKS * D)))) return cab_error()->code;
   RUN(c, norm_backward, rms, c->rows, D, CAB_DATA(c->out[1]), CAB_DATA(c->in[1]), rms ? NULL : CAB_DATA(c->out[2]),
-      CAB_DATA(c->out[rms ? 2 : 3]), CAB_DATA(gy), CAB_DATA(c->gout[1]), CAB_DATA(gx), CAB_DATA(c->gin[1]),
-      CAB_DATA(c->gin[2]), CAB_DATA(partial));
-  if (c->gin[0] && c->gin[3]) cab_share_gin(c, 3, gx);
+      CAB_DATA(c->out[rms ? 2 : 3]), CAB_DATA(gy), CAB_DATA(c->gout[1]), CAB_DATA(c->gin[0]), share ? NULL : CAB_DATA(c->gin[3]),
+      CAB_DATA(c->gin[1]), CAB_DATA(c->gin[2]), CAB_DATA(partial));
+  if (share) cab_share_gin(c, 3, c->gin[0]);
   return CAB_OK;
 }
 
@@ -135,12 +129,11 @@ static CabStatus gather(CabCall *c, CabTensor *col) {
 static int64_t patch_size(const CabCall *c) { return cab_dim(c, 'C') * cab_dim(c, 'P') * cab_dim(c, 'P'); }
 
 static CabStatus patch_apply(CabCall *c) {
-  int64_t rows = cab_dim(c, 'B') * cab_dim(c, 'T'), D = cab_dim(c, 'D'), K = patch_size(c);
-  CabTensor *col = cab_scratch(c, rows * K);
+  int64_t rows = cab_dim(c, 'B') * cab_dim(c, 'T'), K = patch_size(c);
+  CabTensor *col = cab_scratch(c, c->dtype, rows * K);
   if (!col) return cab_error()->code;
   CAB_TRY(gather(c, col));
-  if (c->in[2]) RUN(c, bias_rows, rows, D, CAB_DATA(c->in[2]), CAB_DATA(c->out[0]));
-  RUN(c, gemm, false, true, rows, D, K, 1.0, CAB_DATA(col), K, CAB_DATA(c->in[1]), K, c->in[2] ? 1.0 : 0.0, CAB_DATA(c->out[0]), D);
+  RUN(c, linear_forward, rows, cab_dim(c, 'D'), K, CAB_DATA(col), K, CAB_DATA(c->in[1]), CAB_DATA(c->in[2]), CAB_DATA(c->out[0]));
   return CAB_OK;
 }
 
@@ -148,18 +141,14 @@ static CabStatus patch_apply(CabCall *c) {
 static CabStatus patch_gradient(CabCall *c) {
   int64_t rows = cab_dim(c, 'B') * cab_dim(c, 'T'), D = cab_dim(c, 'D'), K = patch_size(c);
   const void *gy = CAB_DATA(c->gout[0]);
-  CabTensor *col = c->gin[0] || c->gin[1] ? cab_scratch(c, rows * K) : NULL;
+  CabTensor *col = c->gin[0] || c->gin[1] ? cab_scratch(c, c->dtype, rows * K) : NULL;
   if ((c->gin[0] || c->gin[1]) && !col) return cab_error()->code;
-  if (c->gin[1]) {
-    CAB_TRY(gather(c, col));
-    RUN(c, gemm, true, false, D, K, rows, 1.0, gy, D, CAB_DATA(col), K, 0.0, CAB_DATA(c->gin[1]), K);
-  }
-  if (c->gin[0]) {
-    RUN(c, gemm, false, false, rows, K, D, 1.0, gy, D, CAB_DATA(c->in[1]), K, 0.0, CAB_DATA(col), K);
-    RUN(c, patch_scatter, cab_dim(c, 'B'), cab_dim(c, 'C'), cab_dim(c, 'H'), cab_dim(c, 'W'), cab_dim(c, 'P'), cab_dim(c, 'S'),
-        CAB_DATA(col), CAB_DATA(c->gin[0]));
-  }
-  if (c->gin[2]) RUN(c, column_sum, rows, D, gy, D, CAB_DATA(c->gin[2]));
+  if (c->gin[1]) CAB_TRY(gather(c, col));
+  RUN(c, linear_backward, rows, D, K, gy, CAB_DATA(col), K, CAB_DATA(c->in[1]), NULL, CAB_DATA(c->gin[1]), CAB_DATA(c->gin[2]));
+  if (!c->gin[0]) return CAB_OK;
+  RUN(c, linear_backward, rows, D, K, gy, NULL, K, CAB_DATA(c->in[1]), CAB_DATA(col), NULL, NULL);
+  RUN(c, patch_scatter, cab_dim(c, 'B'), cab_dim(c, 'C'), cab_dim(c, 'H'), cab_dim(c, 'W'), cab_dim(c, 'P'), cab_dim(c, 'S'),
+      CAB_DATA(col), CAB_DATA(c->gin[0]));
   return CAB_OK;
 }
 
@@ -178,7 +167,7 @@ static CabStatus conv_apply(CabCall *c) {
 
 static CabStatus conv_gradient(CabCall *c) {
   int64_t E = cab_dim(c, 'E'), W = cab_dim(c, 'W');
-  CabTensor *partial = cab_scratch(c, CONV1D_BLOCKS * E * (W + 1));
+  CabTensor *partial = cab_scratch(c, cab_wide(c->dtype), CONV1D_BLOCKS * E * (W + 1));
   if (!partial) return cab_error()->code;
   RUN(c, conv1d_backward, cab_dim(c, 'B'), cab_dim(c, 'L'), E, W, c->option[0] != 0, c->option[1] != 0, CAB_DATA(c->in[0]),
       cab_ld(c->in[0]), CAB_DATA(c->in[1]), CAB_DATA(c->in[2]), CAB_DATA(c->gout[0]), CAB_DATA(c->gin[0]), E,
@@ -202,18 +191,18 @@ static CabStatus embedding_gradient(CabCall *c) {
 }
 
 const CabOp cab_ops_nn[] = {
-  {"linear", "x~[*,I] w[O,I] b[O]? -> y[*,O]", linear_apply, linear_gradient, "x w", "y = x w^T + b", linear_check, NULL},
-  {"layer_norm", "x[*,D] w[D] b[D]? residual[*,D]? | eps=1e-6 -> y[*,D] sum[*,D] ~mean[*] ~rstd[*]", layer_apply, layer_gradient,
+  {"linear", "x~[*,I] w^[O,I] b^[O]? -> y[*,O]", linear_apply, linear_gradient, "x w", "y = x w^T + b", linear_check, NULL},
+  {"layer_norm", "x[*,D] w^[D] b^[D]? residual^[*,D]? | eps=1e-6 -> y[*,D] sum^[*,D] ~mean^[*] ~rstd^[*]", layer_apply, layer_gradient,
    "w sum mean rstd", "y = (s - mean) / sqrt(var + eps) w + b, s = x + residual (arXiv 1607.06450)", norm_check, NULL},
-  {"rms_norm", "x[*,D] w[D] b[D]? residual[*,D]? | eps=1e-5 -> y[*,D] sum[*,D] ~rstd[*]", rms_apply, rms_gradient, "w sum rstd",
+  {"rms_norm", "x[*,D] w^[D] b^[D]? residual^[*,D]? | eps=1e-5 -> y[*,D] sum^[*,D] ~rstd^[*]", rms_apply, rms_gradient, "w sum rstd",
    "y = s / sqrt(mean s^2 + eps) w + b, s = x + residual (arXiv 1910.07467)", norm_check, NULL},
-  {"attention", "q~[B,L,D] k~[B,L,D] v~[B,L,D] | heads=1 causal=false map=false scale=0 -> y[B,L,D] map[B,H,K,K] ~lse[B,H,L]",
+  {"attention", "q~[B,L,D] k~[B,L,D] v~[B,L,D] | heads=1 causal=false map=false scale=0 -> y[B,L,D] map[B,H,K,K] ~lse^[B,H,L]",
    attention_apply, attention_gradient, "q k v y lse",
    "y = softmax(scale q k^T) v per head; scale 0: 1/sqrt(D/heads) (arXiv 1706.03762); map is empty unless asked for",
    attention_check, NULL},
-  {"patch_embed", "x[B,C,H,W] w[D,C,P,P] b[D]? | stride=0 -> y[B,T,D]", patch_apply, patch_gradient, "x w",
+  {"patch_embed", "x[B,C,H,W] w^[D,C,P,P] b^[D]? | stride=0 -> y[B,T,D]", patch_apply, patch_gradient, "x w",
    "linear map of each patch; stride 0: P (arXiv 2010.11929)", patch_check, NULL},
-  {"conv1d", "x~[B,L,E] w[E,1,W] b[E]? | silu=true reverse=false -> y[B,L,E]", conv_apply, conv_gradient, "x w b",
+  {"conv1d", "x~[B,L,E] w^[E,1,W] b^[E]? | silu=true reverse=false -> y[B,L,E]", conv_apply, conv_gradient, "x w b",
    "causal depthwise convolution over tokens and SiLU (arXiv 2312.00752, figure 3); reverse: anti-causal", conv_check, NULL},
   {"embedding", "ids:i32[*] w[V,D] -> y[*,D]", embedding_apply, embedding_gradient, "ids", "y[i] = w[ids[i]]", embedding_check, NULL},
   {0},

@@ -33,7 +33,7 @@ static CabStatus scan_apply(CabCall *c) {
 static CabStatus scan_gradient(CabCall *c) {
   CabTensor **in = c->in, **g = c->gin;
   ScanShape s = scan_shape(c, in[3], in[4], in[6]);
-  CabTensor *partial = cab_scratch(c, scan_partial(&s));
+  CabTensor *partial = cab_scratch(c, cab_wide(c->dtype), scan_partial(&s));
   if (!partial) return cab_error()->code;
   RUN(c, scan_backward, &s, CAB_DATA(in[0]), CAB_DATA(in[1]), CAB_DATA(in[2]), CAB_DATA(in[3]), CAB_DATA(in[4]), CAB_DATA(in[5]),
       CAB_DATA(in[6]), CAB_DATA(in[7]), CAB_DATA(c->out[1]), CAB_DATA(c->gout[0]), CAB_DATA(g[0]), CAB_DATA(g[1]), CAB_DATA(g[2]),
@@ -70,13 +70,13 @@ static CabStatus matrix_apply(CabCall *c) {
 
 const CabOp cab_ops_ssm[] = {
   {"selective_scan",
-   "u[B,L,E] dt[B,L,E] A[E,N] B~[B,L,N] C~[B,L,N] D[E]? z~[B,L,E]? bias[E]? | softplus=true reverse=false -> y[B,L,E] ~h[B,K,N,E]",
+   "u[B,L,E] dt[B,L,E] A^[E,N] B~[B,L,N] C~[B,L,N] D^[E]? z~[B,L,E]? bias^[E]? | softplus=true reverse=false -> y[B,L,E] ~h^[B,K,N,E]",
    scan_apply, scan_gradient, "u dt A B C D z bias h",
    "h_t = exp(d_t A) h_t-1 + d_t u_t B_t, y_t = (C_t h_t + D u_t) silu(z_t), d = softplus(dt + bias) (arXiv 2312.00752, alg. 2)",
    scan_check, NULL},
   {"gate", "a[*,E] z~[*,E] b[*,E]? | scale=1 -> y[*,E]", gate_apply, gate_gradient, "a z b",
    "y = scale (a + b) silu(z): joins both scan directions (arXiv 2401.09417, alg. 1)", NULL, NULL},
-  {"scan_matrix", "dt[B,L,E] A[E,N] B~[B,L,N] C~[B,L,N] bias[E]? | softplus=true reverse=false -> m[B,L,L]", matrix_apply, NULL,
+  {"scan_matrix", "dt[B,L,E] A^[E,N] B~[B,L,N] C~[B,L,N] bias^[E]? | softplus=true reverse=false -> m[B,L,L]", matrix_apply, NULL,
    "", "implicit attention of a scan, mean over channels; no gradient (arXiv 2403.01590)", matrix_check, NULL},
   {0},
 };

@@ -1,6 +1,9 @@
-/* device.c - the CPU device: a caching allocator and the kernel variants of the instruction set at hand. */
+/* device.c - the CPU device: a caching allocator and the kernel variants of the instruction set at hand. Other devices are
+ * opened from a library beside the program. */
+#include <dlfcn.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "internal.h"
 
@@ -29,7 +32,7 @@ static void *fresh_block(CabDevice *device, size_t size) {
   if (cab_fault("device_alloc")) return NULL;
   void *p = aligned_alloc(ALIGNMENT, size);
   if (p || !device->cached) return p;
-  cab_device_trim(device);
+  device->trim(device);
   return aligned_alloc(ALIGNMENT, size);
 }
 
@@ -68,8 +71,7 @@ static void cpu_release(CabDevice *device, void *p, size_t bytes) {
 #endif
 }
 
-void cab_device_trim(CabDevice *device) {
-  if (device != cab_cpu()) return;
+static void cpu_trim(CabDevice *device) {
   for (int i = 0; i < CLASSES; i++)
     while (cache[i]) {
       Block *block = cache[i];
@@ -134,19 +136,86 @@ void *cab_twin(CabDevice *device, CabDtype dtype, const char *name) {
   return kernel;
 }
 
+CabStatus cab_launched(CabDevice *device, const char *name) { return device->launched ? device->launched(device, name) : CAB_OK; }
+
 /* ---- devices -------------------------------------------------------------------------------------------------- */
 
 CabDevice *cab_cpu(void) {
-  static CabDevice cpu = {.name = "cpu", .alloc = cpu_alloc, .release = cpu_release, .copy = cpu_copy, .sync = cpu_sync,
-                          .kernel = cpu_kernel};
+  static CabDevice cpu = {.name = "cpu", .alloc = cpu_alloc, .release = cpu_release, .trim = cpu_trim, .copy = cpu_copy,
+                          .cast = cab_cast_elements, .sync = cpu_sync, .kernel = cpu_kernel};
   return &cpu;
 }
 
+enum { MAX_GPUS = 16 };
+static CabDevice gpus[MAX_GPUS];
+
+/* libcab_cuda.so lies beside the program, or in ../lib/cab where it is installed. */
+static void *cuda_library(void) {
+  static const char *const places[] = {"", "../lib/cab/"};
+  static void *library;
+  char self[3800], path[4096], why[400] = "not found beside the program";
+  ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
+  if (n < 0) n = 0;
+  self[n] = 0;
+  char *slash = strrchr(self, '/');
+  if (slash) slash[1] = 0;
+  for (int i = 0; i < 2 && !library; i++) {
+    snprintf(path, sizeof path, "%s%slibcab_cuda.so", self, places[i]);
+    if (access(path, R_OK)) continue;
+    library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    const char *text = library ? NULL : dlerror();
+    if (text) snprintf(why, sizeof why, "%s", text);
+  }
+  if (!library) cab_fail(CAB_E_DEVICE, "device 'cuda' is not available: libcab_cuda.so: %s", why);
+  return library;
+}
+
+static CabDevice *gpu(int index) {
+  if (gpus[index].name) return &gpus[index];
+  void *library = cuda_library();
+  CabOpenCuda *open = library ? (CabOpenCuda *)dlsym(library, "cab_open_cuda") : NULL;
+  if (library && !open) cab_fail(CAB_E_DEVICE, "libcab_cuda.so has no cab_open_cuda: it belongs to another version");
+  return open && open(index, &gpus[index]) == CAB_OK ? &gpus[index] : NULL;
+}
+
 CabDevice *cab_device(const char *name) {
-  char text[340];
+  char text[340], *end;
   if (!strcmp(name, "cpu")) return cab_cpu();
-  if (!strcmp(name, "cuda") || !strncmp(name, "cuda:", 5))
-    cab_fail(CAB_E_DEVICE, "device '%s' is not available: this build has only cpu", cab_escape(name, strlen(name), text));
-  else cab_fail(CAB_E_LUA, "unknown device '%s': want cpu or cuda:N", cab_escape(name, strlen(name), text));
+  if (!strcmp(name, "cuda")) return gpu(0);
+  if (!strcmp(name, "auto")) {
+    CabDevice *first = gpu(0);
+    return first ? first : cab_cpu();
+  }
+  if (!strncmp(name, "cuda:", 5) && name[5] >= '0' && name[5] <= '9') {
+    long index = strtol(name + 5, &end, 10);
+    if (!*end && index < MAX_GPUS) return gpu((int)index);
+  }
+  cab_fail(CAB_E_LUA, "unknown device '%s': want auto, cpu, cuda or cuda:N", cab_escape(name, strlen(name), text));
   return NULL;
+}
+
+void cab_device_trim(CabDevice *device) { device->trim(device); }
+void cab_devices_trim(void) {
+  cab_device_trim(cab_cpu());
+  for (int i = 0; i < MAX_GPUS; i++)
+    if (gpus[i].name) cab_device_trim(&gpus[i]);
+}
+
+/* ---- capture -------------------------------------------------------------------------------------------------- */
+
+CabStatus cab_capture_begin(CabDevice *device) {
+  if (!device->capture) return cab_fail(CAB_E_DEVICE, "%s runs a step as it comes: nothing to capture", device->name);
+  if (device->capturing) return cab_fail(CAB_E_LUA, "a capture is open on %s", device->name);
+  return device->capture(device, true, NULL);
+}
+CabGraph *cab_capture_end(CabDevice *device) {
+  CabGraph *graph = NULL;
+  return device->capture(device, false, &graph) == CAB_OK ? graph : NULL;
+}
+void cab_capture_abandon(CabDevice *device) {
+  if (device->capturing) device->capture(device, false, NULL);
+}
+CabStatus cab_graph_replay(CabDevice *device, CabGraph *graph) { return device->replay(graph); }
+void cab_graph_free(CabDevice *device, CabGraph *graph) {
+  if (graph) device->drop(graph);
 }

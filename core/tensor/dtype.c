@@ -97,21 +97,22 @@ static void move_row(size_t size, const void *src, int64_t stride_src, void *dst
 }
 
 /* Rows along the last dim, the others counted like an odometer. */
-static void copy_rows(int rank, const int64_t *shape, CabDtype from, const char *src, const int64_t *stride_src, CabDtype to,
-                      char *dst, const int64_t *stride_dst) {
+CabStatus cab_cast_elements(CabDevice *device, int rank, const int64_t *shape, CabDtype from, const void *src,
+                            const int64_t *stride_src, CabDtype to, void *dst, const int64_t *stride_dst) {
+  (void)device;
   int64_t index[CAB_MAX_RANK] = {0}, size_src = (int64_t)cab_dtype_size(from), size_dst = (int64_t)cab_dtype_size(to);
   int last = rank - 1;
   int64_t n = rank ? shape[last] : 1, step_src = rank ? stride_src[last] : 1, step_dst = rank ? stride_dst[last] : 1;
   for (;;) {
     int64_t at_src = 0, at_dst = 0;
     for (int d = 0; d < last; d++) at_src += index[d] * stride_src[d], at_dst += index[d] * stride_dst[d];
-    const char *row_src = src + at_src * size_src;
-    char *row_dst = dst + at_dst * size_dst;
+    const char *row_src = (const char *)src + at_src * size_src;
+    char *row_dst = (char *)dst + at_dst * size_dst;
     if (from == to) move_row((size_t)size_src, row_src, step_src, row_dst, step_dst, n);
     else cast_row(from, row_src, step_src, to, row_dst, step_dst, n);
     int d = last - 1;
     while (d >= 0 && ++index[d] == shape[d]) index[d--] = 0;
-    if (d < 0) return;
+    if (d < 0) return CAB_OK;
   }
 }
 
@@ -134,11 +135,7 @@ CabStatus cab_copy_elements(CabDevice *device, int rank, const int64_t *shape, C
     copy_strided_fn *copy = (copy_strided_fn *)cab_twin(device, from, "copy_strided");
     if (!copy) return cab_error()->code;
     copy(device->stream, rank, shape, src, stride_src, dst, stride_dst, false);
-    return CAB_OK;
+    return cab_launched(device, "copy_strided");
   }
-  if (device != cab_cpu())
-    return cab_fail(CAB_E_DEVICE, "copy: %s to %s with strides is not done on %s", cab_dtype_name(from), cab_dtype_name(to),
-                    device->name);
-  copy_rows(rank, shape, from, src, stride_src, to, dst, stride_dst);
-  return CAB_OK;
+  return device->cast(device, rank, shape, from, src, stride_src, to, dst, stride_dst);
 }

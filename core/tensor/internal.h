@@ -16,6 +16,9 @@ void cab_note_place(char out[48], const char *where); /* keeps the end of a long
 void cab_scope_link(CabTensor *t); /* into the current scope, if any */
 void cab_scope_unlink(CabTensor *t);
 
+/* The CPU's cast. */
+CabStatus cab_cast_elements(CabDevice *device, int rank, const int64_t *shape, CabDtype from, const void *src,
+                            const int64_t *stride_src, CabDtype to, void *dst, const int64_t *stride_dst);
 /* dst = src over shape on one device, casting where the dtypes differ. */
 CabStatus cab_copy_elements(CabDevice *device, int rank, const int64_t *shape, CabDtype from, const void *src,
                             const int64_t *stride_src, CabDtype to, void *dst, const int64_t *stride_dst);

@@ -44,6 +44,7 @@ CabStatus cab_call_copy_input(CabCall *c, int input) {
 
 CabStatus cab_call_check_ids(const CabCall *c, int input, int64_t least, int64_t end) {
   CabTensor *ids = c->in[input];
+  if (c->device->capturing) return CAB_OK; /* the steps before looked at them; the kernels stay in bounds */
   CabTensor *host = ids->storage->device == cab_cpu() ? cab_tensor_retain(ids) : cab_tensor_to(ids, cab_cpu(), CAB_I32);
   if (!host) return cab_error()->code;
   const int32_t *id = cab_tensor_data(host);
@@ -61,12 +62,14 @@ void cab_share_gin(CabCall *c, int input, CabTensor *gradient) {
   c->gin[input] = cab_tensor_retain(gradient);
 }
 
-CabTensor *cab_scratch(CabCall *c, int64_t count) {
+CabDtype cab_wide(CabDtype real) { return real == CAB_BF16 ? CAB_F32 : real; }
+
+CabTensor *cab_scratch(CabCall *c, CabDtype dtype, int64_t count) {
   if (c->scratches == (int)(sizeof c->scratch / sizeof *c->scratch)) {
     cab_fail(CAB_E_BUG, "%s: too many scratch buffers", c->op->name);
     return NULL;
   }
-  CabTensor *t = cab_tensor_new(c->device, c->dtype, 1, &count);
+  CabTensor *t = cab_tensor_new(c->device, dtype, 1, &count);
   if (t) c->scratch[c->scratches++] = t;
   return t;
 }
@@ -78,7 +81,7 @@ static CabStatus fill_zero(CabCall *c, CabTensor *t) {
 
 CabTensor *cab_gout(CabCall *c, int output, int64_t count) {
   if (c->gout[output]) return c->gout[output];
-  CabTensor *t = cab_scratch(c, count);
+  CabTensor *t = cab_scratch(c, c->dtype, count);
   return t && fill_zero(c, t) == CAB_OK ? t : NULL;
 }
 
@@ -129,10 +132,12 @@ static CabStatus check_kind(CabCall *c, const CabArgSpec *spec, const CabTensor 
     if (t->dtype == spec->dtype) return CAB_OK;
     return cab_call_fail(c, "'%s' is %s, expected %s", spec->name, cab_dtype_name(t->dtype), cab_dtype_name(spec->dtype));
   }
-  if (t->dtype != CAB_F32 && t->dtype != CAB_F64)
-    return cab_call_fail(c, "'%s' is %s, expected f32 or f64", spec->name, cab_dtype_name(t->dtype));
+  if (t->dtype != CAB_F32 && t->dtype != CAB_F64 && t->dtype != CAB_BF16)
+    return cab_call_fail(c, "'%s' is %s, expected f32, f64 or bf16", spec->name, cab_dtype_name(t->dtype));
   if (!*first) *first = spec->name, c->dtype = t->dtype;
-  if (t->dtype == c->dtype) return CAB_OK;
+  CabDtype want = spec->wide ? cab_wide(c->dtype) : c->dtype;
+  if (t->dtype == want) return CAB_OK;
+  if (want != c->dtype) return cab_call_fail(c, "'%s' is %s, expected %s", spec->name, cab_dtype_name(t->dtype), cab_dtype_name(want));
   return cab_call_fail(c, "'%s' is %s but '%s' is %s", spec->name, cab_dtype_name(t->dtype), *first, cab_dtype_name(c->dtype));
 }
 
@@ -222,7 +227,8 @@ static CabTensor *new_output(CabCall *c, const CabSignature *sig, int output) {
       shape[rank++] = d >= 'A' ? c->dim[d - 'A'] : d - '0';
     }
   }
-  return cab_tensor_new(c->device, spec->integer ? spec->dtype : c->dtype, rank, shape);
+  CabDtype dtype = spec->integer ? spec->dtype : spec->wide ? cab_wide(c->dtype) : c->dtype;
+  return cab_tensor_new(c->device, dtype, rank, shape);
 }
 
 static CabStatus make_outputs(CabCall *c, const CabSignature *sig) {
@@ -259,12 +265,12 @@ static CabStatus reduce_broadcast(CabCall *c, const CabEdge *edge, CabTensor *fu
     for (int i = 0; i < rank; i++) *(i < start ? &outer : i < stop ? &middle : &inner) *= now[i];
     for (int i = start; i < stop; i++) now[i] = 1;
     memcpy(shape, now, sizeof shape);
-    CabTensor *less = cab_tensor_new(c->device, c->dtype, rank, shape);
-    sum_middle_fn *sum = less ? (sum_middle_fn *)cab_twin(c->device, c->dtype, "sum_middle") : NULL;
+    CabTensor *less = cab_tensor_new(c->device, full->dtype, rank, shape);
+    sum_middle_fn *sum = less ? (sum_middle_fn *)cab_twin(c->device, full->dtype, "sum_middle") : NULL;
     if (sum) sum(c->device->stream, outer, middle, inner, 1.0, cab_tensor_data(t), cab_tensor_data(less));
     cab_tensor_release(t);
     t = less;
-    if (!sum) return cab_tensor_release(t), cab_error()->code;
+    if (!sum || cab_launched(c->device, "sum_middle")) return cab_tensor_release(t), cab_error()->code;
   }
   *out = t->rank == edge->rank ? t : cab_reshape(t, edge->rank, edge->shape);
   if (*out != t) cab_tensor_release(t);

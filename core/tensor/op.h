@@ -1,8 +1,9 @@
 /* op.h - an op is one row: its signature is shape rule, allocator, error text, documentation, binding and test seed.
  *
  * signature := args [| options] -> outputs        e.g. "x[*,I] w[O,I] b[O]? -> y[*,O]"
- *   arg    := name[:dtype] [dims] [?]             dtype: i32, u8; default: the call's real dtype (f32 or f64, all alike)
+ *   arg    := name[:dtype] [dims] [?]             dtype: i32, u8; default: the call's real dtype (all alike)
  *   name ending in '~' before '[' (as "B~[B,L,N]"): may be row-strided (cab_tensor_rows); others are made contiguous
+ *   name ending in '^' (as "w^[O,I]"): a parameter, statistic, state or loss: f32 in a bf16 call, else like the others
  *   dims   := LETTERS | numbers | '*' (leading dims, bound once) | '*?' (those or none) | '&' (broadcast together; strides
  *             are left as they are) | nothing: scalar "[]"
  *   '?'    optional argument
@@ -17,7 +18,7 @@
 typedef struct CabCall {
   const struct CabOp *op;
   CabDevice *device;
-  CabDtype dtype;                       /* real dtype of the call */
+  CabDtype dtype;                       /* real dtype of the call: f32, f64, bf16 */
   CabTensor *in[CAB_MAX_ARGS];          /* NULL where optional and absent, or (backward) not saved */
   CabTensor *out[CAB_MAX_ARGS];         /* visible then kept outputs; in backward the saved ones */
   CabTensor *gout[CAB_MAX_ARGS];        /* backward: contiguous, NULL if none arrived */
@@ -45,7 +46,7 @@ extern const CabOp cab_ops_math[], cab_ops_nn[], cab_ops_ssm[], cab_ops_bridge[]
 
 typedef enum { CAB_OPTION_NUMBER, CAB_OPTION_BOOL, CAB_OPTION_WORD } CabOptionKind;
 typedef struct { char name[24]; CabOptionKind kind; double initial; int words; char word[8][16]; } CabOptionSpec;
-typedef struct { char name[24]; bool optional, rows, kept, integer; CabDtype dtype; int rank; char dims[CAB_MAX_RANK][8];
+typedef struct { char name[24]; bool optional, rows, wide, kept, integer; CabDtype dtype; int rank; char dims[CAB_MAX_RANK][8];
   bool lead, lead_optional, broadcast, inferred; /* rank and dims are those after '*' */ } CabArgSpec;
 typedef struct {
   const CabOp *op;
@@ -73,16 +74,19 @@ CabStatus cab_call_check_ids(const CabCall *c, int input, int64_t least, int64_t
 void cab_share_gin(CabCall *c, int input, CabTensor *gradient); /* gin[input] = gradient; the tape never writes to a shared one */
 /* Row stride of an argument marked '~'; of one that is absent or was not saved: 0. At least the row length. */
 int64_t cab_ld(const CabTensor *t);
-CabTensor *cab_scratch(CabCall *c, int64_t count); /* f32/f64 buffer freed when the call ends; NULL: error slot */
+CabDtype cab_wide(CabDtype real); /* f32 for bf16, else the same */
+CabTensor *cab_scratch(CabCall *c, CabDtype dtype, int64_t count); /* freed when the call ends; NULL: error slot */
 CabTensor *cab_gout(CabCall *c, int output, int64_t count); /* gout[output], zeros if none arrived; NULL: error slot */
 #define CAB_DATA(t) ((t) ? cab_tensor_data(t) : NULL)
 /* RUN(c, scan_forward, args...): the twin for this call's device and dtype, type-checked by its header. A missing twin
  * is an error naming it. CPU variants are found through a table that the build makes from the kernel headers. */
 void *cab_twin(CabDevice *device, CabDtype dtype, const char *name); /* NULL + error slot */
+CabStatus cab_launched(CabDevice *device, const char *name); /* after a twin ran: launch errors of asynchronous devices */
 #define RUN(c, name, ...)                                                                   \
   do {                                                                                      \
     name##_fn *twin_ = (name##_fn *)cab_twin((c)->device, (c)->dtype, #name);               \
     if (!twin_) return cab_error()->code;                                                   \
     twin_((c)->device->stream, __VA_ARGS__);                                                \
+    CAB_TRY(cab_launched((c)->device, #name));                                              \
   } while (0)
 #endif

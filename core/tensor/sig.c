@@ -43,17 +43,18 @@ static const char *parse_dims(char *text, CabArgSpec *spec) {
   return NULL;
 }
 
-/* arg := [~]name[~][:dtype][dims][?]; returns what is wrong or NULL. */
+/* arg := [~]name[~|^][:dtype][dims][?]; returns what is wrong or NULL. */
 static const char *parse_arg(const char *token, bool output, CabArgSpec *spec) {
   const char *p = token;
   if (*p == '~') {
     if (!output) return "only outputs are kept";
     spec->kept = true, p++;
   }
-  size_t name = strcspn(p, "~:[?");
+  size_t name = strcspn(p, "~^:[?");
   if (!take(spec->name, sizeof spec->name, p, p + name)) return "bad name";
   p += name;
   if (*p == '~') spec->rows = true, p++;
+  else if (*p == '^') spec->wide = true, p++;
   if (*p == ':') {
     char dtype[8];
     size_t n = strcspn(++p, "[?");

@@ -214,11 +214,11 @@ static CabTensor *transfer(CabTensor *t, CabDevice *device) {
   return out;
 }
 
-/* Casts happen on the host; so do moves between two other devices. */
+/* Where a host is involved the cast happens there; moves between two other devices go through it. */
 CabTensor *cab_tensor_to(CabTensor *t, CabDevice *device, CabDtype dtype) {
   if (cab_check_open("copy", t)) return NULL;
   CabDevice *from = t->storage->device, *host = cab_cpu();
-  if (from == device && (from == host || t->dtype == dtype)) return cast_here(t, dtype);
+  if (from == device) return cast_here(t, dtype);
   CabTensor *at_host = NULL, *out = NULL;
   if (from == host) {
     at_host = cast_here(t, dtype);
@@ -266,9 +266,9 @@ CabStatus cab_tensor_copy(CabTensor *dst, CabTensor *src) {
   CAB_TRY(cab_check_open("copy", src));
   CAB_TRY(broadcast_strides("copy", src, dst, stride));
   CabDevice *device = dst->storage->device;
-  bool elsewhere = src->storage->device != device, cast_away = device != cab_cpu() && src->dtype != dst->dtype;
+  bool elsewhere = src->storage->device != device;
   CabTensor *from = src; /* a copy where the two may overlap, too */
-  if (elsewhere || cast_away || src->storage == dst->storage) {
+  if (elsewhere || src->storage == dst->storage) {
     from = cab_tensor_to(src, device, dst->dtype);
     if (!from) return cab_error()->code;
     broadcast_strides("copy", from, dst, stride);
@@ -279,7 +279,10 @@ CabStatus cab_tensor_copy(CabTensor *dst, CabTensor *src) {
   return status;
 }
 
-static bool is_real(const CabTensor *t) { return t->dtype == CAB_F32 || t->dtype == CAB_F64; }
+/* bf16 is a storage type on the CPU: it has no kernels there. */
+static bool is_real(const CabTensor *t) {
+  return t->dtype == CAB_F32 || t->dtype == CAB_F64 || (t->dtype == CAB_BF16 && t->storage->device != cab_cpu());
+}
 
 CabStatus cab_tensor_fill(CabTensor *t, double value) {
   CAB_TRY(check_writable("fill", t));
@@ -288,7 +291,7 @@ CabStatus cab_tensor_fill(CabTensor *t, double value) {
     if (!fill) return cab_error()->code;
     if (cab_tensor_count(t)) fill(t->storage->device->stream, cab_tensor_count(t), value, cab_tensor_data(t));
     cab_tensor_touch(t, NULL);
-    return CAB_OK;
+    return cab_launched(t->storage->device, "fill");
   }
   CabTensor *one = cab_tensor_new(cab_cpu(), CAB_F64, 0, NULL);
   if (!one) return cab_error()->code;
@@ -312,7 +315,7 @@ static CabStatus axpy_into(CabTensor *t, double alpha, CabTensor *x) {
   axpy_fn *axpy = (axpy_fn *)cab_twin(t->storage->device, t->dtype, "axpy");
   if (!axpy) return cab_error()->code;
   if (cab_tensor_count(t)) axpy(t->storage->device->stream, cab_tensor_count(t), alpha, cab_tensor_data(x), cab_tensor_data(t));
-  return CAB_OK;
+  return cab_launched(t->storage->device, "axpy");
 }
 
 CabStatus cab_tensor_add(CabTensor *t, double alpha, CabTensor *x) {

@@ -14,20 +14,47 @@ bool cab_dtype_parse(const char *name, CabDtype *out);
 
 /* ---- devices: a small struct a backend fills; kernels are looked up by name ---------------- */
 struct CabStream;
+typedef struct CabGraph CabGraph;
 typedef struct CabDevice {
   const char *name; /* "cpu", "cuda:0" */
   void *(*alloc)(struct CabDevice *, size_t bytes); /* NULL: error slot filled */
   void (*release)(struct CabDevice *, void *, size_t bytes);
+  void (*trim)(struct CabDevice *);                 /* give cached memory back */
   CabStatus (*copy)(struct CabDevice *, void *dst, const void *src, size_t bytes, int kind); /* 0 within, 1 from host, 2 to host */
+  /* dst = src over shape, both here, casting; strides in elements. */
+  CabStatus (*cast)(struct CabDevice *, int rank, const int64_t *shape, CabDtype from, const void *src, const int64_t *stride_src,
+                    CabDtype to, void *dst, const int64_t *stride_dst);
   CabStatus (*sync)(struct CabDevice *);
   void *(*kernel)(struct CabDevice *, const char *twin, CabDtype dtype); /* "scan_forward" -> function or NULL */
+  /* The rest is NULL on the CPU. */
+  CabStatus (*launched)(struct CabDevice *, const char *twin); /* errors of the launches since the last call */
+  CabStatus (*precision)(struct CabDevice *, const char *name); /* of f32 products: "f32", "tf32", "bf16" */
+  CabStatus (*capture)(struct CabDevice *, bool begin, CabGraph **out); /* launches between begin and end make a graph; *out
+                                                                           NULL at the end: dropped */
+  CabStatus (*replay)(CabGraph *);
+  void (*drop)(CabGraph *);
   struct CabStream *stream;
-  uint64_t live, peak, cached; /* bytes */
+  bool capturing;
+  uint64_t live, peak, cached; /* bytes in tensors now and at most; held by the cache for later */
+  char chip[96];               /* "NVIDIA H100 (sm_90)", empty on the CPU */
 } CabDevice;
 CabDevice *cab_cpu(void);                     /* caching allocator; best ISA chosen once */
 const char *cab_cpu_isa(void);                /* "v4", "v3", "v2"; the variable CAB_ISA may lower it */
-CabDevice *cab_device(const char *name);      /* NULL + error for unknown or absent ones */
+/* "cpu", "cuda", "cuda:1", or "auto": the first GPU if there is one, else the CPU. NULL + error for unknown or absent ones. */
+CabDevice *cab_device(const char *name);
 void cab_device_trim(CabDevice *device);      /* give cached memory back */
+void cab_devices_trim(void);                  /* of all devices opened so far */
+/* libcab_cuda.so has one entry: fills *out for a GPU or says why there is none. */
+typedef CabStatus CabOpenCuda(int index, CabDevice *out);
+
+/* ---- capture: the launches of a step, kept as one graph -------------------------------------- */
+/* Between begin and end nothing runs. Memory that the launches use stays theirs until the graph is freed. Reading a value
+ * on the host, or bringing one from it, cannot be captured and fails with id "capture". */
+CabStatus cab_capture_begin(CabDevice *device);
+CabGraph *cab_capture_end(CabDevice *device); /* NULL + error: nothing is left of it */
+void cab_capture_abandon(CabDevice *device);  /* after an error in between; harmless otherwise */
+CabStatus cab_graph_replay(CabDevice *device, CabGraph *graph);
+void cab_graph_free(CabDevice *device, CabGraph *graph);
 
 /* ---- tensors ------------------------------------------------------------------------------ */
 typedef struct CabStorage {

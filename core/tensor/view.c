@@ -311,7 +311,7 @@ static CabTensor *sum_middle_of(CabTensor *x, int64_t outer, int64_t middle, int
   CabTensor *y = cab_tensor_new(x->storage->device, x->dtype, 1, &count);
   sum_middle_fn *sum = y ? (sum_middle_fn *)cab_twin(x->storage->device, x->dtype, "sum_middle") : NULL;
   if (sum) sum(x->storage->device->stream, outer, middle, inner, 1.0, cab_tensor_data(x), cab_tensor_data(y));
-  else cab_tensor_release(y), y = NULL;
+  if (!sum || cab_launched(x->storage->device, "sum_middle")) cab_tensor_release(y), y = NULL;
   cab_tensor_release(x);
   return y;
 }
