@@ -176,5 +176,9 @@ for _ in range(5):
     average = 0.9 * average + 0.1 * w.detach()
 tensors["adamw.grads"], tensors["adamw.end"], tensors["adamw.average"] = torch.stack(grads), w.detach().clone(), average
 
+# After all others, so that their random numbers stay theirs. Rounded to the dtype and taken back to f64; so is the gradient.
+for to, dtype in dict(f32=torch.float32, f64=torch.float64, bf16=torch.bfloat16).items():
+    case("cast", dict(x=rnd(3, 4, 5)), lambda x, d=dtype: x.to(d).double().clone(), to, to=to)
+
 save_file({n: t.contiguous() for n, t in tensors.items()}, sys.argv[1], metadata=dict(cases=json.dumps(cases)))
 print(len(cases), "cases,", len(tensors), "tensors")

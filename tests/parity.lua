@@ -1,0 +1,129 @@
+--- Runs a call on a device and dtype and compares outputs and gradients with values in f64.
+--- A call: { op, label, make, call }. make() gives its inputs as f64 tensors on the CPU in three tables: `real` (of the call's
+--- dtype), `wide` (parameters, statistics: f32 in a bf16 call), `plain` (ids, labels: as they are, no gradient). call(t) gets all
+--- of them by name and returns the op's outputs. frozen: names without a gradient. weight(i): of output i in the loss that is
+--- differentiated, else random. arrange(t): other strides. forward, gradient: the f32 limits, if not the usual ones.
+local core = require "cab.core"
+local op = core.ops
+local M = {}
+
+-- Largest error over the largest value; relative L2 error of gradients (docs: trust, G12). 5e-5 for long sums in f32.
+M.limits = {
+  f64 = { forward = 1e-10, gradient = 1e-9 },
+  f32 = { forward = 1e-5, gradient = 1e-4 },
+  bf16 = { forward = 2e-2, gradient = 2e-2 },
+}
+
+--- What a tensor of `dtype` holds of x, in f64.
+local function rounded(x, dtype) return dtype == "f64" and x or x:to(dtype):to "f64" end
+
+--- x in another dtype, differentiable.
+local function cast(x, dtype) return x:dtype() == dtype and x or op.cast(x, { to = dtype }) end
+
+local function wide(dtype) return dtype == "f64" and "f64" or "f32" end
+
+local function frozen(c, name)
+  for _, n in ipairs(c.frozen or {}) do if n == name then return true end end
+end
+
+-- The leaf, and what the op reads: leaves are f32 or f64, a bf16 argument is a cast of one.
+local function argument(c, value, dtype, device, wants)
+  local leaf = value:to(dtype == "f64" and "f64" or "f32"):to(device)
+  if c.arrange then leaf = c.arrange(leaf) end
+  leaf.requires_grad = wants
+  return leaf, cast(leaf, dtype)
+end
+
+--- Outputs and gradients of sum(output * weight), where weight is a fixed random tensor, as f64 on the CPU.
+---@param c table a call
+---@param inputs table what its make() returned
+---@param dtype string f32, f64, bf16
+---@param device string
+---@param keep? string the dtype to which inputs and weights are rounded first; default: dtype
+---@return table outputs list
+---@return table gradients by name
+function M.evaluate(c, inputs, dtype, device, keep)
+  keep = keep or dtype
+  local t, leaves = {}, {}
+  for name, value in pairs(inputs.real or {}) do
+    leaves[name], t[name] = argument(c, rounded(value, keep), dtype, device, not frozen(c, name))
+  end
+  for name, value in pairs(inputs.wide or {}) do
+    leaves[name], t[name] = argument(c, rounded(value, wide(keep)), wide(dtype), device, not frozen(c, name))
+  end
+  for name, value in pairs(inputs.plain or {}) do t[name] = value:to(device) end
+  local outputs, loss = { c.call(t) }, nil
+  for i, o in ipairs(outputs) do
+    local weight = c.weight and c.weight(i) or core.normal(o:shape(), 0, 1, 7, "weight" .. i, "f64")
+    local y = o:dtype() == "bf16" and cast(o, "f32") or o
+    local term = cast(op.sum(y * rounded(weight, keep):to(y:dtype()):to(device)), "f64")
+    loss = loss and loss + term or term
+    outputs[i] = o:detach():to("cpu"):to "f64"
+  end
+  if loss.requires_grad then loss:backward() end
+  local gradients = {}
+  for name, leaf in pairs(leaves) do
+    if leaf.requires_grad then gradients[name] = leaf.grad and leaf.grad:to("cpu"):to "f64" or false end
+  end
+  return outputs, gradients
+end
+
+local function same_shape(a, b)
+  local x, y = a:shape(), b:shape()
+  if table.concat(x, ",") ~= table.concat(y, ",") then
+    error(("shape [%s], expected [%s]"):format(table.concat(x, ","), table.concat(y, ",")), 0)
+  end
+end
+
+local function magnitude(x)
+  local r = x:range()
+  return math.max(-r.min, r.max), r.bad
+end
+
+--- max |a - b| / max |b| (absolute where b is 0), both f64 on the CPU. NaN and Inf count as infinitely far.
+function M.worst(a, b)
+  same_shape(a, b)
+  if b:count() == 0 then return 0 end
+  local scale, difference = magnitude(b), a - b
+  local worst, bad = magnitude(difference)
+  return bad > 0 and math.huge or worst / (scale > 1e-12 and scale or 1)
+end
+
+--- |a - b| / |b| in L2.
+function M.l2(a, b)
+  same_shape(a, b)
+  if b:count() == 0 then return 0 end
+  local d, n = op.sum(op.square(a - b)):item(), op.sum(op.square(b)):item()
+  if d ~= d then return math.huge end
+  return (n > 1e-24 and d / n or d) ^ 0.5
+end
+
+--- The largest errors of a call: forward (max), gradient (L2) and the names of the tensors they are in.
+---@param got table outputs
+---@param got_gradients table
+---@param want table outputs
+---@param want_gradients table
+function M.errors(got, got_gradients, want, want_gradients)
+  local e = { forward = 0, gradient = 0, output = "", name = "" }
+  if #got ~= #want then error(("%d outputs, expected %d"):format(#got, #want), 0) end
+  for i, b in ipairs(want) do
+    local d = M.worst(got[i], b)
+    if d >= e.forward then e.forward, e.output = d, "output " .. i end
+  end
+  for name, b in pairs(want_gradients) do
+    local a = got_gradients[name]
+    if (a == false or a == nil) ~= (b == false) then error(("gradient of %s: %s"):format(name, a and "not expected" or "missing"), 0) end
+    local d = b and M.l2(a, b) or 0
+    if d >= e.gradient then e.gradient, e.name = d, "gradient of " .. name end
+  end
+  return e
+end
+
+--- The limits of a call in a dtype.
+function M.limit(c, dtype)
+  local l = M.limits[dtype]
+  if dtype ~= "f32" then return l end
+  return { forward = c.forward or l.forward, gradient = c.gradient or l.gradient }
+end
+
+return M
