@@ -1,6 +1,7 @@
--- Both tiny vision models, the losses and every gradient against an independent f64 autograd reference.
+-- Both tiny vision models, the losses and every gradient against an independent f64 autograd reference, on each device.
 local core = require "cab.core"
 local cab = require "cab"
+local devices = require "devices"
 
 local FOLDER = "tests/fixtures/goldens/"
 local params = core.load(FOLDER .. "vision_tiny_params.safetensors")
@@ -21,23 +22,24 @@ local function close(a, name, tolerance)
   assert.is_true(d <= tolerance, ("%s: relative L2 error %.3g"):format(name, d))
 end
 
-local function models(dtype)
-  local student = cab.models.vim { dim = 32, depth = 4, state = 8, patch = 8 }
-    :build { image = 32, classes = 10, dtype = dtype }
-  local teacher = cab.models.vit { dim = 32, depth = 2, heads = 2, patch = 8 }
-    :build { image = 32, classes = 10, dtype = dtype }
+-- what: { dtype=, device=, precision= }, as models take them.
+local function models(what)
+  local extra = { image = 32, classes = 10, dtype = what.dtype, precision = what.precision,
+    device = what.device ~= "cpu" and what.device or nil }
+  local student = cab.models.vim { dim = 32, depth = 4, state = 8, patch = 8 }:build(extra)
+  local teacher = cab.models.vit { dim = 32, depth = 2, heads = 2, patch = 8 }:build(extra)
   student:load(params, "student.")
   teacher:load(params, "teacher."):freeze()
   return student, teacher
 end
 
-for _, case in ipairs { { dtype = "f64", output = 1e-9, gradient = 1e-9 }, { dtype = "f32", output = 1e-5, gradient = 1e-4 } } do
-  describe("vision goldens in " .. case.dtype, function()
+local function vision(case)
+  describe(("vision goldens in %s on %s"):format(case.precision or case.dtype, case.device), function()
     local student, teacher, logits, taps, teacher_logits, teacher_taps
-    local images = params["input.images"]:to(case.dtype)
 
     setup(function()
-      student, teacher = models(case.dtype)
+      local images = params["input.images"]:to(case.dtype):to(case.device)
+      student, teacher = models(case)
       teacher_logits, teacher_taps = teacher:forward(images, { q = true, k = true })
       logits, taps = student:forward(images, { B = true, C = true })
     end)
@@ -67,7 +69,7 @@ for _, case in ipairs { { dtype = "f64", output = 1e-9, gradient = 1e-9 }, { dty
     it("has the reference's losses and connected gradients", function()
       local pairing = cab.pairs.new { student = student, teacher = teacher }
       local bridge = cab.strategy.create { "attention_bridge", hidden = 16, map = "softmax" }
-      bridge:prepare(pairing, { dtype = case.dtype })
+      bridge:prepare(pairing, { dtype = case.dtype, device = case.device })
       bridge:load(params)
       local soft = cab.strategy.create "soft"
       pairing:step(taps, teacher_taps)
@@ -95,9 +97,15 @@ for _, case in ipairs { { dtype = "f64", output = 1e-9, gradient = 1e-9 }, { dty
   end)
 end
 
+devices.each(function(device)
+  vision { device = device, dtype = "f64", output = 1e-9, gradient = 1e-9 }
+  vision { device = device, dtype = "f32", output = 1e-5, gradient = 1e-4 }
+  if device ~= "cpu" then vision { device = device, dtype = "f32", precision = "bf16", output = 2e-2, gradient = 5e-2 } end
+end)
+
 describe("the detached bridge", function()
   it("has the gradients of the published code", function()
-    local student, teacher = models "f64"
+    local student, teacher = models { dtype = "f64" }
     local images = params["input.images"]:to "f64"
     local pairing = cab.pairs.new { student = student, teacher = teacher }
     local bridge = cab.strategy.create { "attention_bridge", hidden = 16, map = "softmax", detach = true }
