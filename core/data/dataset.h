@@ -42,7 +42,7 @@ typedef struct {
 } CabIdx;
 CabStatus cab_idx_parse(const uint8_t *bytes, size_t length, int dims, const char *file, CabIdx *out);
 
-/* ---- transforms: image -> f32[C,H,W] ------------------------------------------------------- */
+/* ---- transforms: image -> f32[C,S,S] or u8[C,S,S] ------------------------------------------ */
 typedef enum { CAB_CROP_NONE, CAB_CROP_CENTER, CAB_CROP_RANDOM, CAB_CROP_RESIZED } CabCrop;
 typedef enum { CAB_BICUBIC, CAB_BILINEAR } CabFilter;
 typedef struct {
@@ -53,6 +53,7 @@ typedef struct {
   int pad;               /* zeros around the image before a random crop */
   bool flip;             /* mirror every other image */
   int channels;          /* 1 or 3 */
+  bool bytes;            /* pixels as they are, u8; otherwise f32, (x / 255 - mean) / deviation */
   float mean[3], deviation[3];
   double scale[2], ratio[2]; /* random resized crop: share of the area, width / height */
 } CabTransform;
@@ -60,7 +61,8 @@ typedef struct {
   uint64_t seed, epoch, sample; /* all randomness is a function of these */
 } CabDraw;
 CabStatus cab_transform_check(const CabTransform *t);
-CabStatus cab_transform_apply(const CabTransform *t, CabDraw draw, const CabImage *image, float *out);
+size_t cab_transform_size(const CabTransform *t); /* bytes of a result; t was checked */
+CabStatus cab_transform_apply(const CabTransform *t, CabDraw draw, const CabImage *image, void *out);
 /* Antialiased, bit-equal to Pillow; rows of `image` are `stride` bytes apart. */
 CabStatus cab_resize(const CabImage *image, size_t stride, int width, int height, CabFilter filter, CabImage *out);
 
@@ -78,7 +80,7 @@ typedef struct {
 typedef struct CabLoader CabLoader;
 CabLoader *cab_loader_open(const CabLoaderOptions *options); /* retains the dataset, copies the indices */
 /* *count = 0 at the end. The buffers [count,C,S,S] and [count] stay valid until the next call. */
-CabStatus cab_loader_next(CabLoader *l, int *count, const float **images, const int32_t **labels);
+CabStatus cab_loader_next(CabLoader *l, int *count, const void **images, const int32_t **labels);
 void cab_loader_close(CabLoader *l); /* joins the workers; NULL allowed */
 int64_t cab_loader_batches(const CabLoader *l);
 double cab_loader_wait(const CabLoader *l);      /* seconds that next() waited for workers */

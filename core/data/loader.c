@@ -12,7 +12,7 @@
 enum { MAX_THREADS = 256 };
 
 typedef struct {
-  float *images;   /* [batch, C, S, S] */
+  char *images;    /* [batch, C, S, S] */
   int32_t *labels; /* [batch] */
   int64_t ready;   /* batch number + 1 once filled */
   int count, skipped, warnings;
@@ -49,7 +49,7 @@ static void name_record(const CabDataset *ds, int64_t index) {
   snprintf(e->message, sizeof e->message, "record %lld: %.960s", (long long)index + 1, old.message);
 }
 
-static CabStatus load_one(CabLoader *l, int64_t index, float *to, int *warnings) {
+static CabStatus load_one(CabLoader *l, int64_t index, void *to, int *warnings) {
   CabImage image;
   CabDraw draw = {l->o.seed, l->o.epoch, (uint64_t)index};
   CAB_TRY(l->o.dataset->kind->fetch(l->o.dataset, index, l->o.tolerant ? warnings : NULL, &image));
@@ -59,12 +59,12 @@ static CabStatus load_one(CabLoader *l, int64_t index, float *to, int *warnings)
 }
 
 static void fill(CabLoader *l, Slot *s, int64_t batch) {
-  size_t floats = (size_t)l->o.transform.channels * (size_t)l->o.transform.size * (size_t)l->o.transform.size;
+  size_t size = cab_transform_size(&l->o.transform);
   int64_t first = batch * l->o.batch, last = first + l->o.batch < l->o.count ? first + l->o.batch : l->o.count;
   s->count = s->skipped = s->warnings = 0;
   s->status = CAB_OK;
   for (int64_t i = first; i < last && !atomic_load_explicit(&l->stop, memory_order_relaxed); i++) {
-    CabStatus status = load_one(l, l->order[i], s->images + (size_t)s->count * floats, &s->warnings);
+    CabStatus status = load_one(l, l->order[i], s->images + (size_t)s->count * size, &s->warnings);
     if (status == CAB_OK) {
       s->labels[s->count++] = l->o.dataset->labels[l->order[i]];
       continue;
@@ -134,11 +134,10 @@ static CabStatus make_order(CabLoader *l) {
 }
 
 static CabStatus make_slots(CabLoader *l) {
-  uint64_t floats = sz_mul(sz_mul((uint64_t)l->o.transform.channels, (uint64_t)l->o.transform.size), (uint64_t)l->o.transform.size);
   uint64_t batch = l->o.batch < l->o.count ? (uint64_t)l->o.batch : (uint64_t)(l->o.count ? l->o.count : 1);
   if (!(l->slot = cab_calloc((size_t)l->slots, sizeof *l->slot))) return CAB_E_MEMORY;
   for (int i = 0; i < l->slots; i++) {
-    l->slot[i].images = cab_malloc(sz_mul(floats, batch), sizeof(float));
+    l->slot[i].images = cab_malloc(batch, cab_transform_size(&l->o.transform));
     l->slot[i].labels = cab_malloc(batch, sizeof(int32_t));
     if (!l->slot[i].images || !l->slot[i].labels) return CAB_E_MEMORY;
   }
@@ -238,7 +237,7 @@ static CabStatus count_bad(CabLoader *l, const Slot *s) {
   return fail(l, CAB_E_INPUT, &e);
 }
 
-CabStatus cab_loader_next(CabLoader *l, int *count, const float **images, const int32_t **labels) {
+CabStatus cab_loader_next(CabLoader *l, int *count, const void **images, const int32_t **labels) {
   *count = 0;
   if (l->failed != CAB_OK) {
     *cab_error() = l->error;

@@ -1,4 +1,5 @@
-/* transform.c - one image to f32[C,S,S]: channels, resize, crop, mirror, (x / 255 - mean) / deviation. */
+/* transform.c - one image to f32[C,S,S]: channels, resize, crop, mirror, (x / 255 - mean) / deviation; or to u8, without the
+ * last. */
 #include <math.h>
 #include <string.h>
 
@@ -35,6 +36,10 @@ CabStatus cab_transform_check(const CabTransform *t) {
   if (t->crop == CAB_CROP_RESIZED && !(t->ratio[0] > 0 && t->ratio[0] <= t->ratio[1] && t->ratio[1] <= 100))
     return cab_fail(CAB_E_LUA, "transform: ratio is {%g, %g}, expected 0 < low <= high", t->ratio[0], t->ratio[1]);
   return CAB_OK;
+}
+
+size_t cab_transform_size(const CabTransform *t) {
+  return (size_t)t->channels * (size_t)t->size * (size_t)t->size * (t->bytes ? 1 : sizeof(float));
 }
 
 /* As in torchvision: ten tries for a window of random area and shape, then the largest central one of allowed shape. */
@@ -82,26 +87,35 @@ static CabStatus choose_window(const CabTransform *t, CabDraw d, const CabImage 
   return CAB_OK;
 }
 
-/* Writes the window as f32[C,S,S]. Grey from RGB: ITU-R 601 luma in 16 bits, as Pillow. Black where the image ends. */
-static void emit(const CabTransform *t, const CabImage *image, Window w, bool mirror, float *out) {
-  int n = t->size, channels = image->channels;
-  float table[3][256];
-  for (int c = 0; c < t->channels; c++)
-    for (int v = 0; v < 256; v++) table[c][v] = ((float)v / 255.0f - t->mean[c]) / t->deviation[c];
-  for (int y = 0; y < n; y++)
-    for (int x = 0; x < n; x++) {
-      int sx = w.x + (mirror ? n - 1 - x : x), sy = w.y + y;
-      bool inside = sx >= 0 && sx < image->width && sy >= 0 && sy < image->height;
-      uint8_t black[3] = {0};
-      const uint8_t *p = inside ? image->pixels + ((size_t)sy * (size_t)image->width + (size_t)sx) * (size_t)channels : black;
-      float *to = out + (size_t)y * (size_t)n + (size_t)x;
-      if (t->channels == 1) *to = table[0][channels == 1 ? p[0] : (uint8_t)((p[0] * 19595u + p[1] * 38470u + p[2] * 7471u + 0x8000u) >> 16)];
-      else
-        for (int c = 0; c < 3; c++) to[(size_t)c * (size_t)n * (size_t)n] = table[c][p[channels == 1 ? 0 : c]];
-    }
+/* Channel c of a pixel of the image. Grey from RGB: ITU-R 601 luma in 16 bits, as Pillow. */
+static uint8_t value_of(const CabTransform *t, int channels, const uint8_t *p, int c) {
+  if (channels == 1) return p[0];
+  if (t->channels == 3) return p[c];
+  return (uint8_t)((p[0] * 19595u + p[1] * 38470u + p[2] * 7471u + 0x8000u) >> 16);
 }
 
-CabStatus cab_transform_apply(const CabTransform *t, CabDraw draw, const CabImage *image, float *out) {
+/* Writes the window as [C,S,S], a row of a channel at a time. Black where the image ends. */
+static void emit(const CabTransform *t, const CabImage *image, Window w, bool mirror, void *out) {
+  size_t n = (size_t)t->size, channels = (size_t)image->channels;
+  float table[256], *floats = out;
+  uint8_t *bytes = out;
+  for (int c = 0; c < t->channels; c++) {
+    for (int v = 0; v < 256; v++) table[v] = ((float)v / 255.0f - t->mean[c]) / t->deviation[c];
+    for (size_t y = 0; y < n; y++) {
+      int sy = w.y + (int)y;
+      bool row = sy >= 0 && sy < image->height;
+      const uint8_t *from = row ? image->pixels + (size_t)sy * (size_t)image->width * channels : NULL;
+      for (size_t x = 0; x < n; x++) {
+        int sx = w.x + (int)(mirror ? n - 1 - x : x);
+        uint8_t v = row && sx >= 0 && sx < image->width ? value_of(t, image->channels, from + (size_t)sx * channels, c) : 0;
+        if (t->bytes) *bytes++ = v;
+        else *floats++ = table[v];
+      }
+    }
+  }
+}
+
+CabStatus cab_transform_apply(const CabTransform *t, CabDraw draw, const CabImage *image, void *out) {
   CabImage resized = {0};
   Window w = {0, 0, t->size, t->size};
   CabStatus status = CAB_OK;

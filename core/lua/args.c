@@ -203,9 +203,10 @@ CabDtype bind_opt_dtype(lua_State *L, int idx, CabDtype initial) {
   return dtype;
 }
 
-CabDevice *bind_opt_device(lua_State *L, int idx) {
-  if (lua_isnoneornil(L, idx)) return cab_cpu();
+CabDevice *bind_check_device(lua_State *L, int idx) {
   CabDevice *device = cab_device(bind_check_string(L, idx, NULL));
   if (!device) bind_raise(L, cab_error()->code);
   return device;
 }
+
+CabDevice *bind_opt_device(lua_State *L, int idx) { return lua_isnoneornil(L, idx) ? cab_cpu() : bind_check_device(L, idx); }

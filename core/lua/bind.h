@@ -17,6 +17,7 @@
 #define BIND_LOCK "cab.lock"
 #define BIND_DATASET "cab.dataset"
 #define BIND_LOADER "cab.loader"
+#define BIND_GRAPH "cab.graph"
 
 /* ---- errors (error.c) ---------------------------------------------------------------------- */
 
@@ -55,6 +56,8 @@ CabTensor *bind_opt_tensor_arg(lua_State *L, int idx);  /* NULL for nil and none
 CabTensor *bind_test_tensor(lua_State *L, int idx);     /* NULL if not a tensor; closed ones are returned too */
 /* A list {t1, t2, ...} as an array that lives in a userdata pushed on the stack; holes are errors. */
 CabTensor **bind_check_tensors(lua_State *L, int idx, int *count);
+/* "FUNCTION: a tensor on cpu with one on cuda:0": raises unless a (NULL: nothing) is where b is. */
+void bind_same_device(lua_State *L, const CabTensor *a, const CabTensor *b);
 void bind_charge(lua_State *L, const CabTensor *t);     /* bytes born outside scopes drive the collector */
 typedef struct { double min, max, mean, std; int64_t bad; } BindRange; /* of the finite values; bad: number of others */
 BindRange bind_range(lua_State *L, CabTensor *t);
@@ -86,8 +89,14 @@ const char *bind_nearest(const char *name, const char *const *known);
 int bind_check_shape(lua_State *L, int idx, int64_t shape[CAB_MAX_RANK]);
 int bind_check_dim(lua_State *L, int idx, const CabTensor *t); /* 1-based, negative from the end -> 0-based */
 CabDtype bind_opt_dtype(lua_State *L, int idx, CabDtype initial);
-CabDevice *bind_opt_device(lua_State *L, int idx);
+CabDevice *bind_opt_device(lua_State *L, int idx);      /* the CPU for nil and none; absent: an error with code 69 */
+CabDevice *bind_check_device(lua_State *L, int idx);
 const char *bind_function(lua_State *L);                /* name of the running bound function for messages, "?" if unknown */
+
+/* ---- capture (capture.c) ------------------------------------------------------------------- */
+
+CabDevice *bind_capturing(void);                        /* whose launches go into a graph now, or NULL */
+void bind_refuse_capture(lua_State *L, const char *what); /* raises "WHAT cannot be captured", id "capture", if there is one */
 
 /* ---- callbacks (custom.c) ------------------------------------------------------------------ */
 
@@ -108,6 +117,7 @@ void bind_concat(lua_State *L);
 void bind_op(lua_State *L);
 void bind_custom(lua_State *L);
 void bind_scope(lua_State *L);
+void bind_capture(lua_State *L);
 void bind_optim(lua_State *L);
 void bind_misc(lua_State *L);
 void bind_file(lua_State *L);

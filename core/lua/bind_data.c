@@ -12,9 +12,10 @@ typedef struct {
 /* The batch in hand stays pending until its tensors exist: out of memory loses no batch. */
 typedef struct {
   CabLoader *loader; /* NULL: closed */
-  int channels, size, count;
+  CabTransform transform;
+  int count;
   bool pending;
-  const float *images;
+  const void *images;
   const int32_t *labels;
 } Loader;
 
@@ -202,9 +203,10 @@ static int small_int(lua_State *L, int table, const char *key, int initial) {
   return (int)v;
 }
 
-/* {size, resize, crop = "center"|"random"|"resized", pad, flip, mean, std, channels, interpolation, scale, ratio} at idx or nil */
+/* {dtype = "f32"|"u8", size, resize, crop = "center"|"random"|"resized", pad, flip, mean, std, channels, interpolation, scale, ratio} at idx or nil */
 static CabTransform read_transform(lua_State *L, int idx, int size, int channels) {
-  static const char *const known[] = {"size", "resize", "crop", "pad", "flip", "mean", "std", "channels", "interpolation", "scale", "ratio", NULL};
+  static const char *const known[] = {"size", "resize", "crop", "pad", "flip", "mean", "std", "channels", "interpolation", "scale", "ratio", "dtype", NULL};
+  static const char *const dtypes[] = {"f32", "u8", NULL};
   static const char *const crops[] = {"none", "center", "random", "resized", NULL};
   static const char *const filters[] = {"bicubic", "bilinear", NULL};
   CabTransform t = {.size = size, .channels = channels, .deviation = {1, 1, 1}, .scale = {0.08, 1}, .ratio = {3.0 / 4, 4.0 / 3}};
@@ -217,6 +219,7 @@ static CabTransform read_transform(lua_State *L, int idx, int size, int channels
     t.resize = small_int(L, idx, "resize", 0);
     t.pad = small_int(L, idx, "pad", 0);
     t.flip = bind_opt_bool(L, idx, "flip", false);
+    t.bytes = bind_opt_word(L, idx, "dtype", "f32", dtypes) == 1;
     t.crop = (CabCrop)bind_opt_word(L, idx, "crop", "none", crops);
     t.filter = (CabFilter)bind_opt_word(L, idx, "interpolation", "bicubic", filters);
     if (t.channels != 1 && t.channels != 3) bind_fail(L, CAB_E_LUA, "transform: 'channels' is %d, expected 1 or 3", t.channels);
@@ -230,7 +233,8 @@ static CabTransform read_transform(lua_State *L, int idx, int size, int channels
   return t;
 }
 
-/* core.data.transform(image u8[H,W] or [H,W,C], {...} [, seed=0, epoch=0, sample=0]) -> f32[C,S,S] */
+/* core.data.transform(image u8[H,W] or [H,W,C], {...} [, seed=0, epoch=0, sample=0]) -> f32[C,S,S], or u8 with dtype = "u8":
+ * pixels that are not normalised */
 static int transform(lua_State *L) {
   CabTensor *t = bind_check_tensor(L, 1);
   char text[160];
@@ -248,7 +252,7 @@ static int transform(lua_State *L) {
   Hold *h = new_hold(L);
   CabTensor **slot = bind_new_tensor(L);
   int64_t shape[3] = {how.channels, how.size, how.size};
-  BIND_FILL(L, slot, cab_tensor_new(cab_cpu(), CAB_F32, 3, shape));
+  BIND_FILL(L, slot, cab_tensor_new(cab_cpu(), how.bytes ? CAB_U8 : CAB_F32, 3, shape));
   BIND_FILL(L, &h->plain, t->storage->device == cab_cpu() ? cab_tensor_contiguous_copy(t) : cab_tensor_to(t, cab_cpu(), CAB_U8));
   CabImage image = {(int)t->shape[1], (int)t->shape[0], channels, cab_tensor_data(h->plain), NULL};
   BIND_TRY(L, cab_transform_apply(&how, draw, &image, cab_tensor_data(*slot)));
@@ -288,14 +292,14 @@ static int open_loader(lua_State *L) {
     bind_fail(L, CAB_E_LUA, "loader: 'indices' is %s, expected contiguous i32[n] on the cpu", cab_shape_text(indices, text));
   if (indices) o.count = indices->shape[0], o.indices = o.count ? cab_tensor_data(indices) : &nothing;
   Loader *l = lua_newuserdatauv(L, sizeof *l, 0);
-  *l = (Loader){.channels = o.transform.channels, .size = o.transform.size};
+  *l = (Loader){.transform = o.transform};
   luaL_setmetatable(L, BIND_LOADER);
   if (!(l->loader = cab_loader_open(&o)) && bind_collect(L)) l->loader = cab_loader_open(&o);
   if (!l->loader) bind_raise(L, cab_error()->code);
   return 1;
 }
 
-/* loader:next() -> f32[b,C,S,S], i32[b]; nil at the end */
+/* loader:next() -> f32[b,C,S,S] (u8 where the transform says so), i32[b]; nil at the end */
 static int loader_next(lua_State *L) {
   Loader *l = check_loader(L);
   CabTensor **images = bind_new_tensor(L), **labels = bind_new_tensor(L);
@@ -304,10 +308,11 @@ static int loader_next(lua_State *L) {
     l->pending = true;
   }
   if (l->count == 0) return lua_pushnil(L), 1;
-  int64_t shape[4] = {l->count, l->channels, l->size, l->size};
-  BIND_FILL(L, images, cab_tensor_new(cab_cpu(), CAB_F32, 4, shape));
+  const CabTransform *t = &l->transform;
+  int64_t shape[4] = {l->count, t->channels, t->size, t->size};
+  BIND_FILL(L, images, cab_tensor_new(cab_cpu(), t->bytes ? CAB_U8 : CAB_F32, 4, shape));
   BIND_FILL(L, labels, cab_tensor_new(cab_cpu(), CAB_I32, 1, shape));
-  memcpy(cab_tensor_data(*images), l->images, (size_t)(shape[0] * shape[1] * shape[2] * shape[3]) * sizeof(float));
+  memcpy(cab_tensor_data(*images), l->images, (size_t)l->count * cab_transform_size(t));
   memcpy(cab_tensor_data(*labels), l->labels, (size_t)l->count * sizeof(int32_t));
   l->pending = false;
   return 2;

@@ -55,7 +55,6 @@ static int doctor(lua_State *L) {
 #else
   fact(L, "build", "release");
 #endif
-  fact(L, "devices", "cpu");
   return 1;
 }
 

@@ -1,11 +1,78 @@
-/* misc.c - memory, threads, clock, terminal, text-only chunks. */
+/* misc.c - devices, memory, threads, clock, terminal, text-only chunks. */
 #include "bind.h"
 
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* core.memory() -> {live=, peak=, cached=} bytes of tensors */
+/* ---- devices -------------------------------------------------------------------------------------- */
+
+static void push_chip(lua_State *L, const CabDevice *device) {
+  if (device == cab_cpu()) lua_pushfstring(L, "x86-64-%s", cab_cpu_isa());
+  else lua_pushstring(L, device->chip);
+}
+
+/* core.device(name) -> its full name, its chip; for "auto" also why it is the CPU. "cuda" -> "cuda:0", "NVIDIA H100 (sm_90)" */
+static int device_of(lua_State *L) {
+  cab_error()->code = CAB_OK;
+  CabDevice *device = bind_check_device(L, 1);
+  bool fell_back = cab_error()->code != CAB_OK;
+  lua_pushstring(L, device->name);
+  push_chip(L, device);
+  if (fell_back) lua_pushstring(L, cab_error()->message);
+  return fell_back ? 3 : 2;
+}
+
+/* core.device_available(name) -> true, or false and why not; an unknown name is an error */
+static int device_available(lua_State *L) {
+  CabDevice *device = cab_device(bind_check_string(L, 1, NULL));
+  if (!device && cab_error()->code != CAB_E_DEVICE) bind_raise(L, cab_error()->code);
+  lua_pushboolean(L, device != NULL);
+  if (!device) lua_pushstring(L, cab_error()->message);
+  return device ? 1 : 2;
+}
+
+/* core.devices() -> list of {name=, chip=}, the CPU first; why there is no further one */
+static int devices(lua_State *L) {
+  char name[24] = "cpu";
+  CabDevice *device = cab_cpu();
+  lua_newtable(L);
+  for (int i = 0; device; i++) {
+    lua_createtable(L, 0, 2);
+    lua_pushstring(L, device->name), lua_setfield(L, -2, "name");
+    push_chip(L, device), lua_setfield(L, -2, "chip");
+    lua_rawseti(L, -2, i + 1);
+    snprintf(name, sizeof name, "cuda:%d", i);
+    device = cab_device(name);
+  }
+  lua_pushstring(L, cab_error()->message);
+  return 2;
+}
+
+/* core.precision(device, "f32"|"tf32"|"bf16"): how products of f32 matrices are computed there from now on */
+static int precision(lua_State *L) {
+  CabDevice *device = bind_check_device(L, 1);
+  const char *name = bind_check_string(L, 2, NULL);
+  char shown[340];
+  CabStatus status = CAB_OK;
+  if (device->precision) status = device->precision(device, name);
+  else if (strcmp(name, "f32"))
+    status = cab_fail(CAB_E_LUA, "precision: %s multiplies f32 matrices in f32, not in %s", device->name, cab_escape(name, strlen(name), shown));
+  if (status) bind_raise(L, status);
+  return 0;
+}
+
+/* core.sync([device]): returns when all that was launched there has run */
+static int sync_device(lua_State *L) {
+  CabDevice *device = bind_opt_device(L, 1);
+  CabStatus status = device->sync(device);
+  if (status) bind_raise(L, status);
+  return 0;
+}
+
+/* ---- memory, threads ------------------------------------------------------------------------------ */
+
+/* core.memory([device]) -> {live=, peak=, cached=} bytes: in tensors now, at most, kept for later */
 static int memory(lua_State *L) {
   CabDevice *device = bind_opt_device(L, 1);
   lua_createtable(L, 0, 3);
@@ -21,7 +88,7 @@ static int reset_peak(lua_State *L) {
   return 0;
 }
 
-/* core.trim(): cached memory goes back to the system */
+/* core.trim([device]): cached memory goes back to the system */
 static int trim(lua_State *L) {
   cab_device_trim(bind_opt_device(L, 1));
   return 0;
@@ -121,6 +188,7 @@ static int load_file(lua_State *L) {
 
 void bind_misc(lua_State *L) {
   static const luaL_Reg functions[] = {
+      {"device", device_of}, {"device_available", device_available}, {"devices", devices}, {"precision", precision}, {"sync", sync_device},
       {"memory", memory},   {"reset_peak", reset_peak}, {"trim", trim},       {"threads", threads}, {"now", now},
       {"isatty", is_terminal}, {"escape", escape},      {"nearest", nearest}, {"loadfile", load_file}, {NULL, NULL}};
   luaL_setfuncs(L, functions, 0);

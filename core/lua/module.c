@@ -10,6 +10,7 @@ int luaopen_cab_core(lua_State *L) {
   bind_op(L);
   bind_custom(L);
   bind_scope(L);
+  bind_capture(L);
   bind_optim(L);
   bind_misc(L);
   bind_file(L);

@@ -64,6 +64,12 @@ CabTensor **bind_check_tensors(lua_State *L, int idx, int *count) {
   return list;
 }
 
+void bind_same_device(lua_State *L, const CabTensor *a, const CabTensor *b) {
+  if (!a || a->storage->device == b->storage->device) return;
+  bind_fail(L, CAB_E_LUA, "%s: a tensor on %s with one on %s: bring them together with t:to(device)", bind_function(L),
+            a->storage->device->name, b->storage->device->name);
+}
+
 /* ---- the collector sees only small userdata, so it is told about their bytes ------------------ */
 
 enum { GROWTH = 256 << 20 };
@@ -137,6 +143,8 @@ static void set_grad(lua_State *L, CabTensor *t) {
   CabTensor *grad = bind_opt_tensor_arg(L, 3);
   char a[160], b[160];
   if (grad) {
+    if (grad->storage->device != t->storage->device)
+      bind_fail(L, CAB_E_LUA, "grad is on %s, its tensor on %s", grad->storage->device->name, t->storage->device->name);
     bool same = grad->rank == t->rank && grad->dtype == t->dtype && grad != t;
     for (int i = 0; same && i < t->rank; i++) same = grad->shape[i] == t->shape[i];
     if (!same) bind_fail(L, CAB_E_LUA, "grad is %s, expected %s", cab_shape_text(grad, a), cab_shape_text(t, b));

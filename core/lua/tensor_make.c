@@ -180,6 +180,22 @@ static CabStatus random_fill(CabTensor *t, int kind, CabRng rng, const double *p
   return cab_launched(t->storage->device, names[kind]);
 }
 
+/* Drawn on the CPU, wherever t is: the same bits on every device. */
+static void draw(lua_State *L, CabTensor *t, int kind, CabRng rng, const double *p) {
+  CabTensor *host = t;
+  bind_refuse_capture(L, "drawing random numbers");
+  if (t->storage->device != cab_cpu()) {
+    CabTensor **slot = bind_new_tensor(L);
+    BIND_FILL(L, slot, cab_tensor_new(cab_cpu(), t->dtype, t->rank, t->shape));
+    host = *slot;
+  }
+  BIND_TRY(L, random_fill(host, kind, rng, p));
+  if (host == t) return;
+  BIND_TRY(L, cab_tensor_copy(t, host));
+  cab_tensor_close(host, "");
+  lua_pop(L, 1);
+}
+
 static int make_random(lua_State *L, int kind, int parameters) {
   double p[4] = {0};
   for (int i = 0; i < parameters; i++) {
@@ -191,7 +207,7 @@ static int make_random(lua_State *L, int kind, int parameters) {
   CabTensor *t = allocate(L, 4 + parameters, CAB_F32, false);
   if (t->dtype != CAB_F32 && t->dtype != CAB_F64)
     bind_fail(L, CAB_E_LUA, "%s: f32 or f64 expected, got %s", bind_function(L), cab_dtype_name(t->dtype));
-  BIND_TRY(L, random_fill(t, kind, rng, p));
+  draw(L, t, kind, rng, p);
   return 1;
 }
 

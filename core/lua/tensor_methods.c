@@ -93,6 +93,7 @@ static int method_range(lua_State *L) {
 
 static int method_backward(lua_State *L) {
   CabTensor *t = bind_check_tensor(L, 1), *seed = bind_opt_tensor_arg(L, 2);
+  bind_same_device(L, seed, t);
   bind_backward(L, t, seed);
   return 0;
 }
@@ -117,9 +118,13 @@ static int method_clone(lua_State *L) {
 static int method_to(lua_State *L) {
   CabTensor *t = bind_check_tensor(L, 1);
   const char *name = bind_check_string(L, 2, NULL);
+  char shown[340];
   CabDevice *device = t->storage->device;
   CabDtype dtype = t->dtype;
-  if (!cab_dtype_parse(name, &dtype)) device = bind_opt_device(L, 2);
+  if (!cab_dtype_parse(name, &dtype) && !(device = cab_device(name))) {
+    if (cab_error()->code == CAB_E_LUA) bind_arg_error(L, 2, "unknown dtype or device '%s'", cab_escape(name, strlen(name), shown));
+    bind_raise(L, cab_error()->code);
+  }
   CabTensor **slot = bind_new_tensor(L);
   BIND_FILL(L, slot, cab_tensor_to(t, device, dtype));
   return 1;
@@ -169,6 +174,7 @@ static int method_copy(lua_State *L) {
 /* t:add_(x [, alpha=1]): t += alpha x; x is a tensor that broadcasts to t, or a number. */
 static int method_add(lua_State *L) {
   CabTensor *t = bind_check_tensor(L, 1), *x = lua_type(L, 2) == LUA_TNUMBER ? NULL : bind_check_tensor(L, 2);
+  bind_same_device(L, x, t);
   double alpha = lua_isnoneornil(L, 3) ? 1 : bind_check_number(L, 3);
   begin_write(L, t, x);
   if (!x) {

@@ -6,12 +6,12 @@
 #include <math.h>
 #include <string.h>
 
-/* A tensor whose elements the range kernels read: contiguous f32 or f64. Pushes its owner. */
+/* What the range kernels read here: contiguous f32 or f64 on the CPU. Pushes its owner. */
 static CabTensor *plain_floats(lua_State *L, CabTensor *t) {
   CabTensor **slot = bind_new_tensor(L);
   bool floats = t->dtype == CAB_F32 || t->dtype == CAB_F64;
-  if (floats) BIND_FILL(L, slot, cab_tensor_contiguous_copy(t));
-  else BIND_FILL(L, slot, cab_tensor_to(t, t->storage->device, CAB_F64));
+  if (floats && t->storage->device == cab_cpu()) BIND_FILL(L, slot, cab_tensor_contiguous_copy(t));
+  else BIND_FILL(L, slot, cab_tensor_to(t, cab_cpu(), floats ? t->dtype : CAB_F64));
   return *slot;
 }
 

@@ -111,6 +111,7 @@ static int concat(lua_State *L) {
   CabTensor **parts = bind_check_tensors(L, 1, &count);
   if (!count) bind_arg_error(L, 1, "no tensors");
   int dim = lua_isnil(L, 2) ? 0 : bind_check_dim(L, 2, parts[0]);
+  for (int i = 1; i < count; i++) bind_same_device(L, parts[i], parts[0]);
   CabTensor **slot = bind_new_tensor(L);
   BIND_FILL(L, slot, cab_concat(count, parts, dim));
   return 1;
