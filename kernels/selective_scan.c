@@ -8,11 +8,19 @@
  * with g_t = gy_t silu(z_t): one exponential per (t, e, n). gB and gC add up lane by lane over the tiles of a chunk
  * (2 SCAN_CHUNK N registers on the stack) and across lanes once per chunk.
  *
+ * Where every |d_t A log2 e| of a chunk is below STILL, each a_t rounds to 1 (decay "identity" starts at A = -2e-9): the
+ * chunk then runs without exponentials, to the same bits. That took half the time forward, two thirds backward (one core, b 8, l 197, E 384, N 16).
+ *
  * Sums over channels and batch run in index order inside one work unit, so the bits do not depend on the threads. */
 #include "selective_scan.h"
 
 #include "simd.h"
 
+#if REAL_BITS == 32
+#define STILL 0x1p-25f
+#else
+#define STILL 0x1p-54
+#endif
 enum { T = SCAN_CHUNK, NB = 4, NMAX = 256, GROUP = 8 /* tiles of one forward work unit */ };
 
 typedef struct {
@@ -67,8 +75,16 @@ SIMD void load_inputs(const Scan *p, int64_t b, const Chunk *k, int64_t e0, bool
   }
 }
 
+/* True if every a_t of the chunk rounds to 1. A: N registers. */
+static bool stands_still(const Token *token, int64_t count, const real *A, int64_t N) {
+  vec rate = vec_set(0), d = vec_set(0);
+  for (int64_t n = 0; n < N; n++) rate = vec_max(vec_abs(vec_load(A + n * LANES)), rate);
+  for (int64_t j = 0; j < count; j++) d = vec_max(vec_abs(token[j].d), d);
+  return vec_max_of(rate * d) < STILL && vec_max_of(rate) + vec_max_of(d) < (real)1e30;
+}
+
 /* nb states through a chunk. b, c point at slot 0 and state n0, rows of ldb, ldc (negative in reverse). */
-SIMD void forward_block(const int nb, int64_t count, Token *at, const vec *A, const real *b, int64_t ldb,
+SIMD void forward_block(const int nb, const bool still, int64_t count, Token *at, const vec *A, const real *b, int64_t ldb,
                         const real *c, int64_t ldc, vec *h) {
   vec state[NB], rate[NB];
 #pragma GCC unroll 4
@@ -78,7 +94,7 @@ SIMD void forward_block(const int nb, int64_t count, Token *at, const vec *A, co
     vec sum = at->y;
 #pragma GCC unroll 4
     for (int n = 0; n < nb; n++) {
-      state[n] = vec_exp2(d * rate[n]) * state[n] + du * b[n];
+      state[n] = (still ? state[n] : vec_exp2(d * rate[n]) * state[n]) + du * b[n];
       sum += state[n] * c[n];
     }
     at->y = sum;
@@ -87,15 +103,15 @@ SIMD void forward_block(const int nb, int64_t count, Token *at, const vec *A, co
   for (int n = 0; n < nb; n++) h[n] = state[n];
 }
 
-/* Calls f(nb, n0) for state blocks of constant size. */
-#define STATE_BLOCKS(N, f)                                                  \
+/* Calls f(nb, n0, ...) for state blocks of constant size. */
+#define STATE_BLOCKS(N, f, ...)                                             \
   do {                                                                      \
     int64_t n0_ = 0;                                                        \
-    for (; n0_ + NB <= (N); n0_ += NB) f(NB, n0_);                          \
+    for (; n0_ + NB <= (N); n0_ += NB) f(NB, n0_, __VA_ARGS__);             \
     switch ((N) - n0_) {                                                    \
-      case 3: f(3, n0_); break;                                             \
-      case 2: f(2, n0_); break;                                             \
-      case 1: f(1, n0_); break;                                             \
+      case 3: f(3, n0_, __VA_ARGS__); break;                                \
+      case 2: f(2, n0_, __VA_ARGS__); break;                                \
+      case 1: f(1, n0_, __VA_ARGS__); break;                                \
     }                                                                       \
   } while (0)
 
@@ -105,9 +121,12 @@ static void forward_chunk(const Scan *p, int64_t b, const Chunk *k, int64_t e0, 
   const real *pb = p->b + row * s->ldb, *pc = p->c + row * s->ldc;
   Token tokens[T];
   load_inputs(p, b, k, e0, false, tokens);
-#define BLOCK(nb, n0) \
-  forward_block(nb, k->n, tokens, A + (n0), pb + (n0), k->step * s->ldb, pc + (n0), k->step * s->ldc, h + (n0))
-  STATE_BLOCKS(s->N, BLOCK);
+#define BLOCK(nb, n0, still) \
+  forward_block(nb, still, k->n, tokens, A + (n0), pb + (n0), k->step * s->ldb, pc + (n0), k->step * s->ldc, h + (n0))
+  if (stands_still(tokens, k->n, (const real *)A, s->N))
+    STATE_BLOCKS(s->N, BLOCK, true);
+  else
+    STATE_BLOCKS(s->N, BLOCK, false);
 #undef BLOCK
   for (int64_t j = 0; j < k->n; j++) {
     const int64_t at = row + j * k->step;
@@ -154,7 +173,7 @@ static Tile tile_at(const ScanShape *s, real *partial, int64_t b, int64_t tile) 
 }
 
 /* nb states of one tile: replay the chunk from h0, then its adjoint. gb, gc: lane sums by slot, rows of N. */
-SIMD void backward_block(const int nb, const bool replay_y, int64_t count, Token *token, const Tile *tile, int64_t n0,
+SIMD void backward_block(const int nb, const bool replay_y, const bool still, int64_t count, Token *token, const Tile *tile, int64_t n0,
                          const real *h0, int64_t E, int64_t m, const real *b, int64_t ldb, const real *c, int64_t ldc,
                          int64_t N, vec *gb, vec *gc) {
   struct {
@@ -171,10 +190,13 @@ SIMD void backward_block(const int nb, const bool replay_y, int64_t count, Token
     vec y = vec_set(0);
 #pragma GCC unroll 4
     for (int n = 0; n < nb; n++) {
-      const vec decay = vec_exp2(d * rate[n]);
       steps[j].h[n] = state[n];
-      steps[j].decay[n] = decay;
-      state[n] = decay * state[n] + du * b[n];
+      if (!still) {
+        const vec decay = vec_exp2(d * rate[n]);
+        steps[j].decay[n] = decay;
+        state[n] *= decay;
+      }
+      state[n] += du * b[n];
       if (replay_y) y += state[n] * c[n];
     }
     if (replay_y) token[j].y += y;
@@ -197,7 +219,7 @@ SIMD void backward_block(const int nb, const bool replay_y, int64_t count, Token
       gc[n] += g * state[n];
       gb[n] += gh * du;
       gdu += gh * b[n];
-      carry[n] = gh * steps[j].decay[n];
+      carry[n] = still ? gh : gh * steps[j].decay[n];
       const vec q = carry[n] * before;
       gd += q * rate[n];
       gA[n] += q * d;
@@ -235,18 +257,19 @@ static void backward_chunk(const Scan *p, int64_t b, const Chunk *k, int64_t e0,
     tokens[j].g = g;
     tokens[j].gd = tokens[j].gdu = vec_set(0);
   }
-#define REPLAY(nb, n0, y)                                                                                         \
-  backward_block(nb, y, k->n, tokens, tile, n0, h0 + (n0)*s->E, s->E, m, pb + (n0), k->step * s->ldb, pc + (n0),  \
+#define BLOCK(nb, n0, y, still)                                                                                   \
+  backward_block(nb, y, still, k->n, tokens, tile, n0, h0 + (n0)*s->E, s->E, m, pb + (n0), k->step * s->ldb, pc + (n0),  \
                  k->step * s->ldc, N, gb + (n0), gc + (n0))
-#define BLOCK(nb, n0) REPLAY(nb, n0, false)
-#define BLOCK_Y(nb, n0) REPLAY(nb, n0, true)
-  if (p->z && to->gz)
-    STATE_BLOCKS(N, BLOCK_Y);
+  const bool replay_y = p->z && to->gz, still = stands_still(tokens, k->n, tile->A, N);
+  if (replay_y && still)
+    STATE_BLOCKS(N, BLOCK, true, true);
+  else if (replay_y)
+    STATE_BLOCKS(N, BLOCK, true, false);
+  else if (still)
+    STATE_BLOCKS(N, BLOCK, false, true);
   else
-    STATE_BLOCKS(N, BLOCK);
+    STATE_BLOCKS(N, BLOCK, false, false);
 #undef BLOCK
-#undef BLOCK_Y
-#undef REPLAY
   const vec D = p->D ? vec_load_n(p->D + e0, m) : vec_set(0);
   vec gD = vec_load(tile->gD), gbias = vec_load(tile->gbias);
   for (int64_t j = 0; j < k->n; j++) {
