@@ -156,6 +156,9 @@ function commands.doctor(args)
   parser():parse(args)
   local facts = core.doctor()
   for _, name in ipairs(require "cab.options".names(facts)) do print(("%-16s %s"):format(name, tostring(facts[name]))) end
+  local devices, why = core.devices()
+  for _, d in ipairs(devices) do print(("%-16s %s"):format(d.name, d.chip)) end
+  if #devices == 1 then print(("%-16s %s"):format("cuda", "no: " .. why)) end
   print(("%-16s %s"):format("gnuplot", require "cab.report".gnuplot() and "yes" or "no: curves are skipped"))
   print(("%-16s %s"):format("line editing", core.editline and core.editline.available() and "libedit" or "no: plain input"))
   return 0

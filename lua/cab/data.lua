@@ -1,5 +1,6 @@
---- Data sets: constructors return plain specs, `build` opens the files. Pixels leave the loader as f32 [b, C, H, W],
---- normalised as (x/255 - mean) / std. A per-class fraction is a list of indices, nested: 5 % is part of 10 %.
+--- Data sets: constructors return plain specs, `build` opens the files. Batches are f32 [b, C, H, W], normalised as
+--- (x/255 - mean) / std: by the loader on the CPU, elsewhere on the device, to which the bytes travel. A per-class fraction is a
+--- list of indices, nested: 5 % is part of 10 %.
 local core = require "cab.core"
 local check = require "cab.check"
 local M = {}
@@ -86,6 +87,7 @@ for kind, def in pairs(M.kinds) do
 end
 
 ---@class Data
+---@field device string where batches go: "cpu", "cuda:0"
 ---@field classes integer
 ---@field channels integer
 ---@field size integer side of an image in pixels
@@ -95,7 +97,7 @@ Data.__index = Data
 
 local function transform(self, split)
   local spec, train = self.spec, split == "train"
-  local t = { size = self.size, channels = self.channels, mean = self.mean, std = self.std }
+  local t = { size = self.size, channels = self.channels, mean = self.mean, std = self.std, dtype = self.scale and "u8" or "f32" }
   if train then t.flip, t.pad = spec.flip, spec.pad end
   if spec.kind == "folder" then
     t.crop = train and spec.crop or "center"
@@ -106,17 +108,51 @@ local function transform(self, split)
   return t
 end
 
---- One pass over a split. Training batches all have `batch` images (the rest of an epoch is left out); test batches end short.
+--- One pass over a split.
+---@class Feed
+---@field waited number seconds that next() and raw() took: what training waits for its data
+local Feed = {}
+Feed.__index = Feed
+
+--- The next batch as the loader has it, on the CPU: images f32 or u8 [b,C,H,W], labels i32[b]; nil at the end.
+function Feed:raw()
+  local begun = core.now()
+  local images, labels = self.loader:next()
+  self.waited = self.waited + core.now() - begun
+  return images, labels
+end
+
+--- The next batch on the data's device: images f32[b,C,H,W], normalised, labels i32[b]; nil at the end.
+function Feed:next()
+  local images, labels = self:raw()
+  if not images then return nil end
+  local data = self.data
+  if not data.scale then return images, labels end
+  return data:normalise(images:to(data.device)), labels:to(data.device)
+end
+
+function Feed:close() self.loader:close() end
+
+--- Bytes as they travelled become f32, (x/255 - mean) / std; what is f32 already stays. Launches only.
+---@param images any u8 or f32 [b,C,H,W]
+---@return any f32[b,C,H,W]
+function Data:normalise(images)
+  if images:dtype() ~= "u8" then return images end
+  return images:to("f32") * self.scale + self.shift
+end
+
+--- A pass over a split. Training batches all have `batch` images (the rest of an epoch is left out); test batches end short.
 ---@param split string "train" or "test"
 ---@param options table batch, seed, epoch (0-based), start (batches to leave out)
----@return any loader with next() -> images f32[b,C,H,W], labels i32[b], or nil
+---@return Feed
 function Data:loader(split, options)
   local train = split == "train"
-  return core.data.loader {
+  local loader = core.data.loader {
     dataset = self.sets[split], indices = self.indices[split], batch = options.batch, seed = options.seed or 0,
     epoch = options.epoch or 0, shuffle = train, start = options.start or 0, threads = self.spec.threads,
     transform = transform(self, split), drop_last = train, on_bad = self.spec.on_bad,
   }
+  return setmetatable({ loader = loader, data = self, waited = 0 }, Feed)
 end
 
 --- Whole training batches of an epoch.
@@ -151,10 +187,20 @@ local function per_channel(value, channels, path)
   return value
 end
 
+-- [C,1,1] on the device: scale x + shift = (x/255 - mean) / std.
+local function affine(self)
+  local scale, shift = {}, {}
+  for c = 1, self.channels do
+    scale[c], shift[c] = { { 1 / (255 * self.std[c]) } }, { { -self.mean[c] / self.std[c] } }
+  end
+  self.scale, self.shift = core.tensor(scale, "f32", self.device), core.tensor(shift, "f32", self.device)
+end
+
 --- Opens the data of a spec.
 ---@param spec table from a constructor above, after overrides
+---@param device? string where batches go, default "cpu"
 ---@return Data
-function M.build(spec)
+function M.build(spec, device)
   local def = M.kinds[spec.kind]
   if not def then check.usage("data: " .. check.unknown("kind", spec.kind, M.kinds)) end
   local self = setmetatable({ spec = spec, files = { train = def.files(spec, "train"), test = def.files(spec, "test") } }, Data)
@@ -164,6 +210,8 @@ function M.build(spec)
   self.size = spec.size or self.sets.train:size() or 224
   self.mean = per_channel(check.copy(spec.mean or def.mean), self.channels, "data.mean")
   self.std = per_channel(check.copy(spec.std or def.std), self.channels, "data.std")
+  self.device = core.device(device or "cpu")
+  if self.device ~= "cpu" then affine(self) end
   self.indices = {}
   if spec.fraction < 1 then
     self.indices.train = core.data.subset(self.sets.train:labels(), spec.fraction, spec.seed)

@@ -5,11 +5,13 @@ local M = {}
 --- A model over a split: top1 and top5 in percent, loss as the mean cross-entropy.
 ---@param model table
 ---@param data Data
----@param options? table split ("test"), batch (250)
+---@param options? table split ("test"), batch (0 or none: 250 on the CPU, 512 on a GPU)
 ---@return table {top1, top5, loss, images, seconds}
 function M.classify(model, data, options)
   options = options or {}
-  local loader = data:loader(options.split or "test", { batch = options.batch or 250 })
+  local batch = options.batch or 0
+  if batch == 0 then batch = data.device == "cpu" and 250 or 512 end
+  local loader = data:loader(options.split or "test", { batch = batch })
   local begun, images, hits1, hits5, loss = core.now(), 0, 0, 0, 0
   local k = math.min(5, data.classes)
   while true do
@@ -29,13 +31,19 @@ function M.classify(model, data, options)
   return { top1 = 100 * hits1 / images, top5 = 100 * hits5 / images, loss = loss / images, images = images, seconds = core.now() - begun }
 end
 
+-- Targets of all layers are held at once, so few images.
+local function fit_batch(job)
+  local batch = job.recipe.eval.batch
+  return batch == 0 and 100 or math.min(batch, 100)
+end
+
 --- R2 of each strategy that fits targets, on the first test batch.
 ---@param job Job
 ---@param stage table
 ---@return table name -> R2
 function M.fits(job, stage)
   local out = {}
-  local loader = job.data:loader("test", { batch = math.min(job.recipe.eval.batch, 100) })
+  local loader = job.data:loader("test", { batch = fit_batch(job) })
   do
     local scope <close> = core.scope()
     core.no_grad(function()

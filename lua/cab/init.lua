@@ -13,6 +13,7 @@ local modules = {
 local cab = {
   op = core.ops, core = core, scope = core.scope, no_grad = core.no_grad, custom = core.custom,
   load = core.load, save = core.save, inspect = core.inspect, memory = core.memory, doctor = core.doctor,
+  devices = core.devices, sync = core.sync,
 }
 for _, name in ipairs { "tensor", "zeros", "ones", "full", "empty", "arange", "uniform", "normal", "trunc_normal", "concat" } do
   cab[name] = core[name]

@@ -6,6 +6,10 @@ local M = {}
 
 ---@class Job
 ---@field recipe table resolved recipe
+---@field device string where everything is: "cpu", "cuda:0"
+---@field chip string
+---@field fallback? string why "auto" is the CPU
+---@field notes string[] what a run should say before it begins
 ---@field params table[] {name, tensor, decay, m, v, student: boolean, born: integer?}
 local Job = {}
 Job.__index = Job
@@ -34,7 +38,7 @@ local function instances(self)
         for _, m in ipairs(made) do if m.name == name then number = number + 1 end end
         local prefix = name == "align" and "aligner" or name
         found.prefix = number == 1 and prefix .. "." or prefix .. number .. "."
-        found.strategy:prepare(self.pairs, { seed = self.recipe.seed, prefix = found.prefix })
+        found.strategy:prepare(self.pairs, { seed = self.recipe.seed, prefix = found.prefix, device = self.device })
         made[#made + 1] = found
       end
       s.terms[#s.terms + 1] = { name = name, weight = term.weight, strategy = found.strategy }
@@ -47,10 +51,10 @@ end
 
 local function add_parameters(self, list, student)
   for _, p in ipairs(list) do
-    local shape, dtype = p.tensor:shape(), p.tensor:dtype()
+    local shape, dtype, device = p.tensor:shape(), p.tensor:dtype(), p.tensor:device()
     self.params[#self.params + 1] = {
       name = p.name, tensor = p.tensor, decay = p.decay, student = student,
-      m = core.zeros(shape, dtype), v = core.zeros(shape, dtype),
+      m = core.zeros(shape, dtype, device), v = core.zeros(shape, dtype, device),
     }
     if student and self.recipe.optim.ema > 0 then self.params[#self.params].average = p.tensor:detach():clone() end
   end
@@ -77,10 +81,29 @@ local function plan(self)
   end
 end
 
-local function model(spec, extra)
+-- role: "teacher" or "student", the recipe's key.
+local function model(role, spec, extra)
   local given = check.copy(spec)
-  if given.weights then given.weights = require "cab.data".find(given.weights) end
+  if given.weights and given.weights ~= "" then
+    given.weights = require "cab.data".find(given.weights)
+    local file = io.open(given.weights, "rb")
+    if not file then
+      check.fail(74, ("%s.weights: %s: no such file; give %s.weights=FILE, or %s.weights= (empty) for an untrained one"):format(
+        role, given.weights, role, role), { file = given.weights, id = "weights" })
+    end
+    file:close()
+  end
   return require "cab.models.build".model(require "cab".models[spec.kind], given, extra)
+end
+
+local function choose_device(self)
+  local r = self.recipe
+  self.device, self.chip, self.fallback = core.device(r.device)
+  if self.device == "cpu" and r.precision ~= "f32" then
+    check.fail(2, ("precision is '%s', which needs a GPU, and device is '%s': set precision=f32, or device=cuda where there is one"):format(
+      r.precision, r.device), { id = "precision" })
+  end
+  core.precision(self.device, r.precision == "f32" and "f32" or "tf32") -- in a bf16 run: of the products that are left in f32
 end
 
 --- Opens data and builds the models.
@@ -88,17 +111,20 @@ end
 ---@return Job
 function M.build(r)
   local taps = require "cab.taps"
-  local self = setmetatable({ recipe = r, stages = {}, params = {} }, Job)
+  local self = setmetatable({ recipe = r, stages = {}, params = {}, notes = {} }, Job)
+  choose_device(self)
   if r.threads > 0 then core.threads(r.threads) end
-  self.data = require "cab.data".build(r.data)
+  self.data = require "cab.data".build(r.data, self.device)
   self.per_epoch = self.data:batches(r.batch)
   if self.per_epoch == 0 then
     check.fail(2, ("batch is %d, there are only %d training images"):format(r.batch, self.data.count.train))
   end
-  local extra = { classes = self.data.classes, channels = self.data.channels, image = self.data.size, seed = r.seed }
-  self.student = model(r.student, extra)
-  self.teacher = r.teacher and model(r.teacher, extra):freeze()
+  local extra = { classes = self.data.classes, channels = self.data.channels, image = self.data.size, seed = r.seed,
+    device = self.device, precision = r.precision }
+  self.student = model("student", r.student, extra)
+  self.teacher = r.teacher and model("teacher", r.teacher, extra):freeze()
   if self.teacher then
+    if (r.teacher.weights or "") == "" then self.notes[1] = "warning: the teacher is untrained: teacher.weights names no file" end
     self.pairs = require "cab.pairs".new { student = self.student, teacher = self.teacher, map = r.pairs }
   end
   instances(self)
@@ -174,6 +200,51 @@ function M.total(terms)
   return sum
 end
 
+local Optimizer = {}
+Optimizer.__index = Optimizer
+
+function Optimizer:set(numbers) self.numbers = numbers end
+
+-- One AdamW call for each set of parameters that decay alike and began at the same step (bias correction counts from there).
+local function update(self)
+  local job, n = self.job, self.numbers
+  local o, groups, order = job.recipe.optim, {}, {}
+  for _, p in ipairs(job.params) do
+    if p.tensor.grad then
+      p.born = p.born or n.step
+      local key = (p.decay and "d" or "n") .. p.born
+      local g = groups[key]
+      if not g then
+        g = { params = {}, m = {}, v = {}, decay = p.decay and o.weight_decay or 0, step = n.step - p.born + 1 }
+        groups[key], order[#order + 1] = g, g
+      end
+      local k = #g.params + 1
+      g.params[k], g.m[k], g.v[k] = p.tensor, p.m, p.v
+    end
+  end
+  local scale = n.clip > 0 and math.min(1, n.clip / math.max(self.last, 1e-30)) or 1
+  for _, g in ipairs(order) do
+    core.adamw(g.params, scale, g.m, g.v,
+      { lr = n.lr, beta1 = o.beta1, beta2 = o.beta2, eps = o.eps, decay = g.decay, step = g.step })
+  end
+end
+
+function Optimizer:step()
+  local job = self.job
+  self.last = core.grad_norm(job:tensors())
+  if self.last ~= self.last or self.last == math.huge then return end
+  update(self)
+  local averages, params = {}, {}
+  for _, p in ipairs(job.params) do
+    if p.average then averages[#averages + 1], params[#params + 1] = p.average, p.tensor end
+  end
+  core.ema(averages, params, self.numbers.keep)
+end
+
+function Optimizer:norm() return self.last end
+
+function Job:optimizer() return setmetatable({ job = self }, Optimizer) end
+
 ---@param only_student? boolean
 ---@return any[] tensors
 function Job:tensors(only_student)
@@ -226,7 +297,13 @@ end
 ---@param path string for messages
 function Job:restore(tensors, path)
   local state, seen = self:state(), {}
-  if self.pairs then self.pairs:restore(tensors) end
+  if self.pairs then
+    local statistics = {}
+    for name, t in pairs(tensors) do
+      if name:find("^pairs%.") then statistics[name] = t:to(self.device) end
+    end
+    self.pairs:restore(statistics)
+  end
   for name, t in pairs(state) do
     local from = tensors[name]
     if not from then check.fail(65, ("%s: '%s' is missing: of another recipe"):format(path, name), { file = path, id = "checkpoint" }) end

@@ -67,11 +67,13 @@ local function walk(m, prefix, visit)
   end
 end
 
---- Draws every parameter. @param o {seed?: integer, dtype?: string, prefix?: string}
+--- Draws every parameter on the CPU, the same bits for every device, and moves it to its own.
+---@param o {seed?: integer, dtype?: string, prefix?: string, device?: string}
 function Module:init(o)
-  local dtype = o.dtype or "f32"
+  local dtype, device = o.dtype or "f32", core.device(o.device or "cpu")
   walk(self, o.prefix or "", function(owner, item, name)
     local tensor = item.value.init(item.value.shape, o.seed or 0, name, dtype)
+    if device ~= "cpu" then tensor = tensor:to(device) end
     tensor.requires_grad = true
     rawset(owner, item.name, tensor)
   end)
@@ -153,6 +155,21 @@ end
 --- No parameter wants a gradient any more.
 function Module:freeze()
   for _, p in ipairs(self:parameters()) do p.tensor.requires_grad = false end
+  return self
+end
+
+--- Moves the parameters; those that are there already stay the same tensors. Gradients do not come along.
+---@param device string "cpu", "cuda", "cuda:1", "auto"
+function Module:to(device)
+  initialised(self)
+  device = core.device(device)
+  walk(self, "", function(owner, item)
+    local old = rawget(owner, item.name)
+    if old:device() == device then return end
+    local moved = old:to(device)
+    moved.requires_grad = old.requires_grad
+    rawset(owner, item.name, moved)
+  end)
   return self
 end
 

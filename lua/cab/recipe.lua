@@ -16,7 +16,9 @@ local schema = {
   guard     = { "table", default = {} },
   batch     = { "integer", default = 64, min = 1 },
   seed      = { "integer", default = 0, min = 0 },
-  precision = { "string", default = "f32", one_of = { "f32", "tf32" } }, -- tf32 differs from f32 on GPUs only
+  device    = { "string", default = "auto" },                   -- cpu, cuda, cuda:N; auto: a GPU if there is one
+  precision = { "string", default = "f32", one_of = { "f32", "tf32", "bf16" } }, -- tf32: of matrix products; bf16: of activations
+  capture   = { "boolean", default = true },                    -- GPU: steps replayed as one graph
   threads   = { "integer", default = 0, min = 0, max = 256 },   -- 0: as many as cores
   log       = { "integer", default = 10, min = 1 },             -- steps between lines of metrics.jsonl
   export    = { "string", default = "" },                       -- where to copy the best weights at the end
@@ -39,7 +41,7 @@ local parts = {
   },
   eval = {
     every   = { numbers, default = 0, min = 0 },                -- epochs between evaluations, 0: only at the end
-    batch   = { "integer", default = 250, min = 1 },
+    batch   = { "integer", default = 0, min = 0 },              -- 0: 250 on the CPU, 512 on a GPU
     metrics = { "table", default = { "top1", "top5", "loss", "align" } },
     shares  = { "boolean", default = true },                    -- share of the gradient of each loss term
   },
@@ -102,11 +104,20 @@ local function stages(list)
   return out
 end
 
+-- The name only: whether it is there is seen when the run begins.
+local function check_device(name)
+  if name:find("^cuda:%d+$") then return end
+  local known = { "auto", "cpu", "cuda", "cuda:0" }
+  for _, k in ipairs(known) do if name == k then return end end
+  check.usage("device: " .. check.unknown("value", name, known))
+end
+
 --- Checks a recipe's table and fills in the defaults. Pure: the result holds plain values only.
 ---@param given table
 ---@return table
 function M.resolve(given)
   local r = check.options(schema, given, "recipe")
+  check_device(r.device)
   for key, rules in pairs(parts) do
     local part = check.copy(r[key])
     if key == "optim" and part[1] then part.name, part[1] = part[1], nil end

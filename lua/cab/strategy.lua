@@ -13,12 +13,12 @@ local Instance = {}
 
 function Instance.build() end
 
---- Builds and initialises the parameters. @param o? {seed?: integer, dtype?: string, prefix?: string}
+--- Builds and initialises the parameters. @param o? {seed?: integer, dtype?: string, prefix?: string, device?: string}
 function Instance:prepare(pairs, o)
   o = o or {}
   rawset(self, "prefix", o.prefix or "aligner.")
   self:build(pairs)
-  self.module:init { seed = o.seed, dtype = o.dtype, prefix = self.prefix }
+  self.module:init { seed = o.seed, dtype = o.dtype, prefix = self.prefix, device = o.device }
   return self
 end
 

@@ -9,74 +9,10 @@ local jobs = require "cab.job"
 local schedule = require "cab.schedule"
 local evaluate = require "cab.eval"
 local progress = require "cab.progress"
+local steps = require "cab.step"
 local M = {}
 
-local function finite(x) return x == x and x ~= math.huge and x ~= -math.huge end
-
--- One AdamW call for each set of parameters that decay alike and began at the same step (bias correction counts from there).
-local function update(job, step, lr, scale)
-  local o, groups, order = job.recipe.optim, {}, {}
-  for _, p in ipairs(job.params) do
-    if p.tensor.grad then
-      p.born = p.born or step
-      local key = (p.decay and "d" or "n") .. p.born
-      local g = groups[key]
-      if not g then
-        g = { params = {}, m = {}, v = {}, decay = p.decay and o.weight_decay or 0, step = step - p.born + 1 }
-        groups[key], order[#order + 1] = g, g
-      end
-      local n = #g.params + 1
-      g.params[n], g.m[n], g.v[n] = p.tensor, p.m, p.v
-    end
-  end
-  for _, g in ipairs(order) do
-    core.adamw(g.params, scale, g.m, g.v,
-      { lr = lr, beta1 = o.beta1, beta2 = o.beta2, eps = o.eps, decay = g.decay, step = g.step })
-  end
-end
-
--- Averages follow quickly at first: keep = min(ema, (1 + t) / (10 + t)).
-local function average(job, step)
-  local o = job.recipe.optim
-  if o.ema == 0 then return end
-  local averages, params = {}, {}
-  for _, p in ipairs(job.params) do
-    if p.average then averages[#averages + 1], params[#params + 1] = p.average, p.tensor end
-  end
-  core.ema(averages, params, math.min(o.ema, (1 + step) / (10 + step)))
-end
-
--- The first tensor with NaN or Inf, in the order of computation.
-local function first_bad(job, images, taps, logits, terms)
-  local function find(what, name, t)
-    local bad = t and t:range().bad or 0
-    return bad > 0 and { what = what, tensor = name, bad = bad } or nil
-  end
-  local found = find("input", "images", images)
-  if found then return found end
-  for _, p in ipairs(job.params) do
-    found = find("weight", p.name, p.tensor)
-    if found then return found end
-  end
-  local depth = job.student.depth or 0
-  for layer = 1, depth do
-    for _, name in ipairs(options.names(taps)) do
-      found = find("tap", name .. "." .. layer, type(taps[name]) == "table" and taps[name][layer])
-      if found then return found end
-    end
-  end
-  found = find("output", "logits", logits)
-  if found then return found end
-  for _, t in ipairs(terms) do
-    if not finite(t.value:item()) then return { what = "loss", tensor = t.name, bad = 1 } end
-  end
-  for i = #job.params, 1, -1 do
-    local p = job.params[i]
-    found = find("gradient", p.name, p.tensor.grad)
-    if found then return found end
-  end
-  return { what = "gradient", tensor = "global norm", bad = 1 }
-end
+local finite = steps.finite
 
 local function number_text(x) return finite(x) and x or tostring(x) end
 
@@ -89,14 +25,14 @@ function Run:say(text)
   self.folder:log(text)
 end
 
--- 76 after nan-report.json, or skips the step if the recipe's guard says so. Weights and moments are as before the step.
-function Run:nonfinite(step, stage_number, terms, norm, bad)
+-- 76 after nan-report.json, or a warning if the recipe's guard skips such steps. Weights and moments are as before the step.
+function Run:nonfinite(step, stage_number, values, bad)
   local r, job = self.job.recipe, self.job
-  local values = {}
-  for _, t in ipairs(terms) do values[t.name] = number_text(t.value:item()) end
+  local terms = {}
+  for name, x in pairs(values.terms) do terms[name] = number_text(x) end
   local epoch, batch = (step - 1) // job.per_epoch, (step - 1) % job.per_epoch
-  local report = { step = step, stage = stage_number, epoch = epoch, batch = batch, seed = r.seed, terms = values,
-    grad_norm = number_text(norm), first_bad = bad,
+  local report = { step = step, stage = stage_number, epoch = epoch, batch = batch, seed = r.seed, terms = terms,
+    grad_norm = number_text(values.norm), first_bad = bad,
     samples = { first = batch * r.batch, count = r.batch, order = "permutation of (seed, epoch)" } }
   self.folder:json("nan-report.json", report)
   self.skipped = (self.skipped or 0) + 1
@@ -108,40 +44,41 @@ function Run:nonfinite(step, stage_number, terms, norm, bad)
   check.fail(76, ("%s; see %s/nan-report.json"):format(text, self.folder.path), { id = "nonfinite" })
 end
 
--- One step. Returns the row for metrics.jsonl.
-function Run:step(step)
-  local scope <close> = core.scope()
-  local job, r = self.job, self.job.recipe
-  local stage, stage_number = job:stage(step)
-  local images, labels, target = self:batch(step)
-  if step == stage.first then self:first(stage, stage_number, images, labels, target) end
-  local terms, logits, taps = job:losses(stage, images, labels, target)
-  local total = jobs.total(terms)
-  local loss, norm = total:item(), 0 / 0
-  if finite(loss) then
-    total:backward()
-    norm = core.grad_norm(job:tensors())
-  end
-  local lr = schedule.rate(stage.schedule, step - stage.origin)
-  local row = { step = step, epoch = (step - 1) // job.per_epoch, stage = stage_number, loss = loss, lr = lr, grad_norm = norm }
-  if not finite(loss) or not finite(norm) then
-    local bad = first_bad(job, images, taps, logits, terms)
-    job:clear_gradients()
-    self:nonfinite(step, stage_number, terms, norm, bad)
-    return { step = step, skipped = true, loss = tostring(loss), grad_norm = tostring(norm) }, images:size(1)
+-- Reads back what the step found and looks whether it is finite. Returns the row for metrics.jsonl.
+function Run:inspect(step)
+  local stage, number = self.job:stage(step)
+  local v = self.stepper:values()
+  if not finite(v.loss) or not finite(v.norm) then
+    self:nonfinite(step, number, v, self.stepper:blame(stage))
+    return { step = step, skipped = true, loss = tostring(v.loss), grad_norm = tostring(v.norm) }
   end
   self.skipped = 0
-  update(job, step, lr, r.optim.clip > 0 and math.min(1, r.optim.clip / math.max(norm, 1e-30)) or 1)
+  local row = { step = step, epoch = (step - 1) // self.job.per_epoch, stage = number, loss = v.loss,
+    lr = schedule.rate(stage.schedule, step - stage.origin), grad_norm = v.norm }
+  for name, x in pairs(v.terms) do row["loss." .. name] = x end
+  return row
+end
+
+-- One step. Returns its row where it was looked at: always on the CPU, on a GPU only where that is worth the wait.
+function Run:step(step)
+  local scope <close> = core.scope()
+  local job, o, stepper = self.job, self.job.recipe.optim, self.stepper
+  local stage, number = job:stage(step)
+  stepper:place(scope, self:batch(step))
+  if step == stage.first then self:first(stage, number) end
+  stepper:run(scope, stage, number, { step = step, lr = schedule.rate(stage.schedule, step - stage.origin), clip = o.clip,
+    keep = math.min(o.ema, (1 + step) / (10 + step)) }) -- averages follow quickly at first
+  local row = (job.device == "cpu" or self:is_read(step) or self:is_stop(step)) and self:inspect(step) or nil
   job:clear_gradients()
-  average(job, step)
-  for _, t in ipairs(terms) do row["loss." .. t.name] = t.value:item() end
-  if self:is_eval(step) and r.eval.shares and #terms > 1 then self.shares = job:shares(stage, images, labels, target) end
-  return row, images:size(1)
+  if row and not row.skipped and self:is_eval(step) and job.recipe.eval.shares and #stage.terms > 1 then
+    self.shares = job:shares(stage, stepper:images(), stepper.batch.labels)
+  end
+  return row
 end
 
 -- The first step of a stage: every term must reach a parameter, and says so if it reaches none of the student's.
-function Run:first(stage, number, images, labels, target)
-  local shares = self.job:shares(stage, images, labels, target)
+function Run:first(stage, number)
+  local shares = self.job:shares(stage, self.stepper:images(), self.stepper.batch.labels)
   for name, norm in pairs(shares) do
     if norm.all == 0 then
       check.fail(2, ("stage %d: loss term '%s' reaches no parameter"):format(number, name), { id = "dead-term" })
@@ -151,18 +88,33 @@ function Run:first(stage, number, images, labels, target)
   end
 end
 
--- The batch of a step; loaders are opened at the right place of the right epoch.
+-- The batch of a step, as the loader has it; loaders are opened at the right place of the right epoch.
 function Run:batch(step)
   local job, r = self.job, self.job.recipe
   local epoch, at = (step - 1) // job.per_epoch, (step - 1) % job.per_epoch
   if not self.loader or self.epoch ~= epoch then
-    if self.loader then self.loader:close() end
+    if self.loader then self:close_loader() end
     self.loader = job.data:loader("train", { batch = r.batch, seed = r.seed, epoch = epoch, start = at })
     self.epoch = epoch
   end
-  local images, labels, target = self.loader:next()
+  local images, labels = self.loader:raw()
   if not images then check.fail(70, ("the loader ended at batch %d of epoch %d, expected %d"):format(at, epoch, job.per_epoch)) end
-  return images, labels, target
+  return images, labels
+end
+
+function Run:close_loader()
+  self.waited = self.waited + self.loader.waited
+  self.loader:close()
+  self.loader = nil
+end
+
+-- The share of time since the last call (less evaluations) that steps stood waiting for their batch.
+function Run:data_wait()
+  local waited = self.waited + (self.loader and self.loader.waited or 0)
+  local spent = core.now() - self.marked
+  local share = (waited - self.waited_before) / math.max(spent, 1e-9)
+  self.waited_before = waited
+  return share, spent
 end
 
 function Run:is_eval(step)
@@ -172,8 +124,18 @@ function Run:is_eval(step)
   return every > 0 and step % every == 0
 end
 
+function Run:is_stop(step) return core.interrupted() > 0 or step == self.stop_after end
+
+-- Steps whose numbers are wanted or that are followed by something that relies on them.
+function Run:is_read(step)
+  local r = self.job.recipe
+  return step == 1 or step % r.log == 0 or self:is_eval(step) or (r.checkpoint.every > 0 and step % r.checkpoint.every == 0)
+end
+
 function Run:evaluate(step)
   local job = self.job
+  local share, spent = self:data_wait()
+  self.folder:log(("step %d: waited for data %.1f %% of %.2f s"):format(step, 100 * share, spent))
   local row = evaluate.job(job, (job:stage(step)))
   local score = row.average and row.average.top1 or row.top1
   local parts = { ("step %d  top1 %.2f"):format(step, row.top1) }
@@ -201,6 +163,7 @@ function Run:evaluate(step)
       { kind = job.recipe.student.kind, step = tostring(step), top1 = ("%.4f"):format(score) }) end
     if row.average then job:averaged(keep) else keep() end
   end
+  self.marked = core.now()
 end
 
 function Run:save(step)
@@ -208,7 +171,8 @@ function Run:save(step)
   for _, p in ipairs(self.job.params) do born[p.name] = p.born end
   local begun = core.now()
   local ok, e = pcall(self.folder.save, self.folder, step, self.job:state(),
-    { born = next(born) and born or nil, best = self.best, best_step = self.best_step, skipped = self.skipped }, self.job.recipe.checkpoint.keep)
+    { born = next(born) and born or nil, best = self.best, best_step = self.best_step, skipped = self.skipped, device = self:device() },
+    self.job.recipe.checkpoint.keep)
   if ok then
     self.failed, self.saved = 0, step
     return self.folder:log(("checkpoint of step %d, %.2f s"):format(step, core.now() - begun))
@@ -219,7 +183,7 @@ function Run:save(step)
 end
 
 -- What two runs must share to be one: all of the recipe but these.
-local loose = { threads = true, checkpoint = true, export = true, name = true }
+local loose = { threads = true, checkpoint = true, export = true, name = true, device = true, capture = true }
 
 local function plain(value)
   if type(value) ~= "table" then return value end
@@ -273,27 +237,46 @@ local function resume(self, how)
   self.best, self.best_step, self.skipped = meta.best, meta.best_step, meta.skipped
   for _, row in ipairs(self.folder:cut(manifest.step)) do self.last = row.eval or self.last end
   self:say(("resumed at step %d"):format(manifest.step))
+  if meta.device and meta.device ~= self:device() then
+    self:say(("warning: the steps before ran on %s, these run on %s: results differ in the last digits from a run on one device"):format(
+      core.escape(meta.device), self:device()))
+  end
   self.saved = manifest.step
   return manifest.step
+end
+
+-- "cuda:0, NVIDIA H100 (sm_90), tf32"
+function Run:device()
+  local job = self.job
+  return ("%s, %s, %s"):format(job.device, job.chip, job.recipe.precision)
 end
 
 local function begin(self)
   local job = self.job
   job:measure()
-  self.folder:json("recipe.json", { recipe = encodable(plain(job.recipe)), versions = core.doctor(), data = job.data:hashes(),
+  self.folder:json("recipe.json", { recipe = encodable(plain(job.recipe)), versions = core.doctor(), device = self:device(), data = job.data:hashes(),
     student = encodable(job.student.options), teacher = job.teacher and encodable(job.teacher.options) or nil,
     parameters = job.student:size(), steps = job.steps, started = os.date("!%Y-%m-%dT%H:%M:%SZ") })
 end
 
+-- What this run computes on, and what it should not hide.
+local function introduce(self)
+  local job = self.job
+  self:say("on " .. self:device())
+  if job.fallback then self.folder:log("no GPU: " .. job.fallback) end
+  for _, note in ipairs(job.notes) do self:say(note) end
+end
+
 -- Steps first+1 .. last. True if a signal (or stop_after) ended them early.
-local function loop(self, first, stop_after)
-  local job, r = self.job, self.job.recipe
+local function loop(self, first)
+  local job, r, text = self.job, self.job.recipe, ""
   for step = first + 1, job.steps do
-    local row, images = self:step(step)
-    if step % r.log == 0 or step == 1 or self:is_eval(step) or row.skipped then self.folder:metric(row) end
-    self.bar:tick(step, images, ("loss %s"):format(type(row.loss) == "number" and ("%.4f"):format(row.loss) or row.loss))
+    local row = self:step(step)
+    if row and (step % r.log == 0 or step == 1 or self:is_eval(step) or row.skipped) then self.folder:metric(row) end
+    if row then text = ("loss %s"):format(type(row.loss) == "number" and ("%.4f"):format(row.loss) or row.loss) end
+    self.bar:tick(step, r.batch, text)
     if self:is_eval(step) then self:evaluate(step) end
-    local stop = step < job.steps and (core.interrupted() > 0 or step == stop_after)
+    local stop = row and step < job.steps and self:is_stop(step) -- nothing is saved unseen
     if stop or step == job.steps or (r.checkpoint.every > 0 and step % r.checkpoint.every == 0) then self:save(step) end
     if stop then return true, step end
   end
@@ -305,6 +288,8 @@ end
 ---@field best number best top1
 ---@field steps integer
 ---@field seconds number
+---@field device string "cpu", "cuda:0"
+---@field peak integer bytes in tensors on the device at most
 
 --- Trains a resolved recipe. Faults: 2 recipe, 65 damaged checkpoint, 74 locked or full, 75 stopped and resumable, 76 numerics.
 ---@param r table resolved recipe
@@ -314,27 +299,34 @@ function M.run(r, o)
   o = o or {}
   local name = r.name ~= "" and r.name or o.name or "run"
   local path = o.out or folders.choose(name, o.resume)
-  core.trim() -- buffers of an earlier run have other sizes
   local _run <close> = core.scope()
-  local self = setmetatable({ folder = folders.open(path, o.resume) }, Run)
+  local self = setmetatable({ folder = folders.open(path, o.resume), stop_after = o.stop_after, waited = 0, waited_before = 0 }, Run)
   self.bar = progress.new { total = 1, name = name, quiet = o.quiet }
   local begun = core.now()
   core.catch_signals(true)
   local ok, stopped, at = pcall(function()
     self.job = jobs.build(r)
+    core.trim(self.job.device) -- buffers of an earlier run have other sizes
+    core.reset_peak(self.job.device)
     if not o.resume then begin(self) end
     local first = o.resume and resume(self, o.resume) or 0
     if first == 0 and o.resume then begin(self) end
     self.bar = progress.new { total = self.job.steps, step = first, name = name, quiet = o.quiet }
     self:say(("%s: %d steps, %d training images, %d parameters, %s"):format(name, self.job.steps, self.job.data.count.train,
       self.job.student:size(), path))
-    return loop(self, first, o.stop_after)
+    introduce(self)
+    self.stepper = steps.new(self.job, function(text) self:say(text) end)
+    self.marked = core.now()
+    return loop(self, first)
   end)
   self.bar:clear()
-  if self.loader then self.loader:close() end
+  if self.stepper then self.stepper:close() end
+  if self.loader then self:close_loader() end
   core.catch_signals(false)
   if not ok then pcall(self.folder.log, self.folder, "error: " .. tostring(stopped)) end
   if ok and not stopped and r.export ~= "" then M.export(self, r.export) end
+  local peak = self.job and core.memory(self.job.device).peak
+  if ok then self:say(("at most %.1f MiB in tensors on %s"):format(peak / (1 << 20), self.job.device)) end
   local closed, why = pcall(self.folder.close, self.folder)
   if not ok then error(stopped, 0) end
   if not closed then error(why, 0) end
@@ -342,7 +334,8 @@ function M.run(r, o)
   local last, seconds = self.last or {}, core.now() - begun
   if self.job.data.close then self.job.data:close() end
   return { path = path, name = name, top1 = last.top1, top5 = last.top5, loss = last.loss, r2 = last.r2, average = last.average,
-    best = self.best, best_step = self.best_step, steps = self.job.steps, seconds = seconds, images_per_second = self.bar:rate() }
+    best = self.best, best_step = self.best_step, steps = self.job.steps, seconds = seconds, images_per_second = self.bar:rate(),
+    device = self.job.device, peak = peak }
 end
 
 --- Copies the best weights to a file of their own.

@@ -53,24 +53,37 @@ function build.resolve(M, given, extra)
   return o
 end
 
---- @param M table @param given table a description or its plain fields @param extra? table classes, channels, image, ...
+--- @param M table @param given table a description or its plain fields
+--- @param extra? table classes, channels, image, seed, dtype; device (default "cpu"); precision: "bf16" makes activations bf16
 function build.model(M, given, extra)
-  local o = build.resolve(M, given, extra)
+  local sized, device, precision = {}, (core.device(extra and extra.device or "cpu")), extra and extra.precision
+  for k, v in pairs(extra or {}) do
+    if k ~= "device" and k ~= "precision" then sized[k] = v end
+  end
+  if precision == "bf16" and device == "cpu" then options.fail(2, "precision", M.kind .. ": the CPU has no bf16 arithmetic") end
+  local o = build.resolve(M, given, sized)
   local model = M.new(o)
-  model.kind, model.options, model.dtype = M.kind, o, o.dtype
+  model.kind, model.options, model.dtype, model.activations = M.kind, o, o.dtype, precision == "bf16" and "bf16" or o.dtype
   model:init { seed = o.seed, dtype = o.dtype }
-  if o.weights then build.load(model, (core.load(o.weights))) end -- not its metadata
-  return model
+  if o.weights and o.weights ~= "" then build.load(model, (core.load(o.weights))) end -- not its metadata
+  return model:to(device)
 end
 
---- images must be [b, channels, image, image] of the model's dtype.
-function build.check_images(model, images)
+--- t in another real dtype; t itself if it has it. Parameters meet activations in plain sums and joins in theirs.
+function build.cast(t, dtype)
+  return t:dtype() == dtype and t or core.ops.cast(t, { to = dtype })
+end
+
+--- images must be [b, channels, image, image] of the model's dtype; they go on in that of its activations.
+---@return integer b
+---@return cab.Tensor images
+function build.enter(model, images)
   local o, s = model.options, images:shape()
   if #s ~= 4 or s[2] ~= o.channels or s[3] ~= o.image or s[4] ~= o.image or images:dtype() ~= o.dtype then
     options.fail(1, "model-images", ("%s: images are %s[%s], expected %s[b,%d,%d,%d]"):format(
       model.kind, images:dtype(), table.concat(s, ","), o.dtype, o.channels, o.image, o.image))
   end
-  return s[1]
+  return s[1], build.cast(images, model.activations)
 end
 
 --- Patches on one side.

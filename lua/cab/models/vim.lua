@@ -48,7 +48,7 @@ function Mixer:scan(x, suffix, put, wanted, layer)
   local u = op.conv1d(x, cv.weight, cv.bias, { reverse = reverse })
   local low, B, C = self["x_proj" .. suffix](u):split(3, { self.rank, self.N, self.N })
   local dt, bias, soft = op.linear(low, dt_proj.weight), dt_proj.bias, true
-  if wanted and wanted.dt then dt, bias, soft = op.softplus(dt + bias), nil, false end
+  if wanted and wanted.dt then dt, bias, soft = op.softplus(dt + build.cast(bias, dt:dtype())), nil, false end
   local A = -op.exp(A_log)
   put("x", layer, u, suffix) put("B", layer, B, suffix) put("C", layer, C, suffix) put("dt", layer, dt, suffix)
   if wanted and wanted.matrix then
@@ -96,7 +96,7 @@ function Vim:insert_class(x, b)
   for i, p in ipairs(self.class_positions) do
     local before = p - i -- patches before this class token
     if before >= start then parts[#parts + 1] = x:slice(2, start, before) end
-    parts[#parts + 1] = self[self.class_names[i]]:expand { b, 1, self.width }
+    parts[#parts + 1] = build.cast(self[self.class_names[i]], self.activations):expand { b, 1, self.width }
     start = math.max(start, before + 1)
   end
   if start <= x:size(2) then parts[#parts + 1] = x:slice(2, start, x:size(2)) end
@@ -115,14 +115,16 @@ end
 
 --- images [b,C,H,W] -> logits [b,classes], taps by layer: B, C [b,l,N] (before delta), dt (delta, after softplus), x (scan
 --- input) [b,l,E], matrix [b,l,l] (implicit attention, no gradient), each also as NAME_b for the backward direction; z
---- [b,l,E]; hidden [b,l,D] (residual stream after the layer); logits.
+--- [b,l,E]; hidden [b,l,D] (residual stream after the layer); logits. With bf16 activations the taps are bf16, but for hidden
+--- and logits.
 ---@param images cab.Tensor
 ---@param wanted? table<string, true>
 function Vim:forward(images, wanted)
   local put, out = taps.collector(wanted)
-  local b, patch = build.check_images(self, images), self.patch_embed.proj
+  local patch, b = self.patch_embed.proj, nil
+  b, images = build.enter(self, images)
   local x = op.patch_embed(images, patch.weight, patch.bias, { stride = self.stride })
-  x = self:insert_class(x, b) + self.pos_embed
+  x = self:insert_class(x, b) + build.cast(self.pos_embed, self.activations)
   local residual, y -- x: the last mixer's output, not yet added to the residual stream
   for i = 1, self.depth do
     local L = self.layers[i]
@@ -132,7 +134,7 @@ function Vim:forward(images, wanted)
   end
   y, residual = self.norm_f(x, residual)
   put("hidden", self.depth, residual)
-  local logits = self.head(self:read_class(y, b))
+  local logits = build.cast(self.head(self:read_class(y, b)), self.dtype)
   put("logits", nil, logits)
   return logits, out
 end

@@ -40,14 +40,15 @@ end
 local ViT = {}
 
 --- images [b,C,H,W] -> logits [b,classes], taps: q, k, v [b,l,H*P] (heads side by side), attention [b,H,l,l] and hidden
---- [b,l,D] (after the block) by layer; logits.
+--- [b,l,D] (after the block) by layer; logits. With bf16 activations the taps are bf16, but for hidden and logits.
 ---@param images cab.Tensor
 ---@param wanted? table<string, true>
 function ViT:forward(images, wanted)
   local put, out = taps.collector(wanted)
-  local D, b = self.width, build.check_images(self, images)
+  local D, dtype, b = self.width, self.activations, nil
+  b, images = build.enter(self, images)
   local x = op.patch_embed(images, self.patch_embed.proj.weight, self.patch_embed.proj.bias)
-  x = core.concat({ self.cls_token:expand { b, 1, D }, x }, 2) + self.pos_embed
+  x = core.concat({ build.cast(self.cls_token, dtype):expand { b, 1, D }, x }, 2) + build.cast(self.pos_embed, dtype)
   local residual, y -- x: the last branch's output, not yet added to the residual stream
   for i = 1, self.depth do
     local B = self.blocks[i]
@@ -62,7 +63,7 @@ function ViT:forward(images, wanted)
   end
   y, residual = self.norm(x, residual)
   put("hidden", self.depth, residual)
-  local logits = self.head(y:slice(2, 1, 1):reshape(b, D))
+  local logits = build.cast(self.head(y:slice(2, 1, 1):reshape(b, D)), self.dtype)
   put("logits", nil, logits)
   return logits, out
 end

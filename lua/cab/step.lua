@@ -1,0 +1,183 @@
+--- One training step: teacher, student, losses, backward, update. A GPU runs it a few times as it comes and from then on replays
+--- it as one graph, without Lua. What a captured step reads lies in fixed places: the staged batch, weights, moments, averages
+--- and the optimizer's numbers. What it finds is read back only when `values` is asked for.
+local core = require "cab.core"
+local check = require "cab.check"
+local jobs = require "cab.job"
+local options = require "cab.options"
+local M = {}
+
+local EAGER = 2 -- runs as they come before a capture: by then libraries have their memory and all that is made once is made
+
+function M.finite(x) return x == x and x ~= math.huge and x ~= -math.huge end
+local finite = M.finite
+
+---@class Step
+---@field graph? userdata the captured step
+---@field refused boolean the loss was not finite, so there was neither a backward nor an update
+local Step = {}
+Step.__index = Step
+
+---@param job Job
+---@param say fun(text: string)
+---@return Step
+function M.new(job, say)
+  return setmetatable({ job = job, say = say, optimizer = job:optimizer(), can = job.recipe.capture and job.device ~= "cpu",
+    alike = 0, refused = false }, Step)
+end
+
+local function alike(a, b)
+  for name, t in pairs(a) do
+    local u = b[name]
+    if not u or t:dtype() ~= u:dtype() or table.concat(t:shape(), ",") ~= table.concat(u:shape(), ",") then return false end
+  end
+  for name in pairs(b) do if not a[name] then return false end end
+  return true
+end
+
+--- Brings a batch to where the step reads it: on a GPU to the staged tensors; a batch of another shape has its own.
+---@param scope any the step's: what outlives the step is kept out of it
+---@param images any u8 or f32 [b,C,H,W] as the loader gave them
+---@param labels any i32[b]
+function Step:place(scope, images, labels)
+  local device, batch = self.job.device, { images = images, labels = labels }
+  self.batch, self.fixed = batch, false
+  if device == "cpu" then return end
+  if not self.staged then
+    self.staged = {}
+    for name, t in pairs(batch) do self.staged[name] = scope:keep(core.empty(t:shape(), t:dtype(), device)) end
+  end
+  self.fixed = alike(self.staged, batch)
+  for name, t in pairs(batch) do
+    if self.fixed then self.staged[name]:copy(t) else batch[name] = t:to(device) end
+  end
+  if self.fixed then self.batch = self.staged end
+end
+
+--- The placed images, normalised.
+function Step:images() return self.job.data:normalise(self.batch.images) end
+
+-- Teacher, student, losses: launches only.
+local function forward(self, stage)
+  local images = self:images()
+  local terms, logits, taps = self.job:losses(stage, images, self.batch.labels)
+  return { images = images, terms = terms, logits = logits, taps = taps, total = jobs.total(terms) }
+end
+
+-- On the CPU a loss that is not finite stops here; a GPU is not asked, its update refuses gradients that are not finite.
+local function eager(self, stage)
+  self.now = forward(self, stage)
+  self.refused = self.job.device == "cpu" and not finite(self.now.total:item())
+  if self.refused then return end
+  self.now.total:backward()
+  self.optimizer:step()
+end
+
+-- True if there is a graph now. The state is as before either way: nothing has run.
+local function capture(self, scope, stage)
+  local job, kept = self.job, nil
+  core.trim(job.device) -- the graph's memory is its own: what the steps before left is given back for it
+  local ok, graph = pcall(core.capture, job.device, function()
+    local inner <close> = core.scope()
+    local now = forward(self, stage)
+    now.total:backward()
+    self.optimizer:step()
+    kept = { terms = now.terms, total = scope:keep(now.total) }
+    for _, t in ipairs(now.terms) do scope:keep(t.value) end
+  end)
+  job:clear_gradients()
+  if ok then
+    self.graph, self.kept = graph, kept
+    return true
+  end
+  local code = check.code(graph)
+  if code ~= 69 and code ~= 71 then error(graph, 0) end
+  self.can = false
+  self.say("step not captured: " .. tostring(graph))
+  return false
+end
+
+-- What a captured step holds as numbers: the stage's terms and their weights.
+local function key_of(stage, number)
+  local key = { number }
+  for _, t in ipairs(stage.terms) do key[#key + 1] = ("%s=%.17g"):format(t.name, t.weight) end
+  return table.concat(key, " ")
+end
+
+--- Runs the step on the placed batch. numbers: of the optimizer, {lr=, step=, clip=, keep=}.
+---@param scope any as for place
+---@param stage table
+---@param number integer of the stage
+---@param numbers table
+function Step:run(scope, stage, number, numbers)
+  local key = key_of(stage, number)
+  if self.fixed and key ~= self.key then
+    self:close()
+    self.key, self.alike = key, 0
+  end
+  self.optimizer:set(numbers)
+  local ready = self.fixed and self.can and self.alike >= EAGER
+  if ready and (self.graph or capture(self, scope, stage)) then
+    self.graph:replay()
+    self.now, self.refused = self.kept, false
+    return
+  end
+  eager(self, stage)
+  if self.fixed then self.alike = self.alike + 1 end
+end
+
+--- Loss, terms and gradient norm of the last run. Waits for the device.
+---@return {loss: number, terms: table<string, number>, norm: number}
+function Step:values()
+  local v = { loss = self.now.total:item(), terms = {} }
+  for _, t in ipairs(self.now.terms) do v.terms[t.name] = t.value:item() end
+  v.norm = self.refused and 0 / 0 or self.optimizer:norm()
+  return v
+end
+
+-- The first tensor with NaN or Inf, in the order of computation.
+local function first_bad(job, now)
+  local function find(what, name, t)
+    local bad = t and t:range().bad or 0
+    return bad > 0 and { what = what, tensor = name, bad = bad } or nil
+  end
+  local found = find("input", "images", now.images)
+  for _, p in ipairs(job.params) do found = found or find("weight", p.name, p.tensor) end
+  for layer = 1, job.student.depth or 0 do
+    for _, name in ipairs(options.names(now.taps)) do
+      local tap = now.taps[name]
+      found = found or find("tap", name .. "." .. layer, type(tap) == "table" and tap[layer] or nil)
+    end
+  end
+  found = found or find("output", "logits", now.logits)
+  for _, t in ipairs(now.terms) do
+    found = found or not finite(t.value:item()) and { what = "loss", tensor = t.name, bad = 1 } or nil
+  end
+  for i = #job.params, 1, -1 do
+    local p = job.params[i]
+    found = found or find("gradient", p.name, p.tensor.grad)
+  end
+  return found
+end
+
+--- What was not finite first in the last run: {what, tensor, bad}. A replayed step is run again as it comes, without the update.
+---@param stage table
+function Step:blame(stage)
+  local now = self.now
+  if not now.taps then
+    now = forward(self, stage)
+    now.total:backward()
+  end
+  return first_bad(self.job, now) or { what = "gradient", tensor = "global norm", bad = 1 }
+end
+
+--- Frees the graph; the next steps run as they come.
+function Step:close()
+  if not self.graph then return end
+  self.graph:close()
+  for _, t in ipairs(self.kept.terms) do t.value:close() end
+  self.kept.total:close()
+  self.graph, self.kept = nil, nil
+end
+
+return M
