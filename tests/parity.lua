@@ -26,45 +26,64 @@ local function frozen(c, name)
   for _, n in ipairs(c.frozen or {}) do if n == name then return true end end
 end
 
--- The leaf, and what the op reads: leaves are f32 or f64, a bf16 argument is a cast of one.
-local function argument(c, value, dtype, device, wants)
-  local leaf = value:to(dtype == "f64" and "f64" or "f32"):to(device)
-  if c.arrange then leaf = c.arrange(leaf) end
-  leaf.requires_grad = wants
-  return leaf, cast(leaf, dtype)
-end
-
---- Outputs and gradients of sum(output * weight), where weight is a fixed random tensor, as f64 on the CPU.
+--- The leaves of a call on a device, f32 or f64: a bf16 argument is a cast of one.
 ---@param c table a call
 ---@param inputs table what its make() returned
 ---@param dtype string f32, f64, bf16
 ---@param device string
 ---@param keep? string the dtype to which inputs and weights are rounded first; default: dtype
----@return table outputs list
----@return table gradients by name
-function M.evaluate(c, inputs, dtype, device, keep)
+---@return table prepared for M.run, any number of times
+function M.prepare(c, inputs, dtype, device, keep)
   keep = keep or dtype
-  local t, leaves = {}, {}
-  for name, value in pairs(inputs.real or {}) do
-    leaves[name], t[name] = argument(c, rounded(value, keep), dtype, device, not frozen(c, name))
+  local p = { call = c, device = device, keep = keep, leaf = {}, dtype = {}, plain = {}, weight = {} }
+  local function leaf(name, value, to)
+    local t = value:to(wide(to)):to(device)
+    if c.arrange then t = c.arrange(t) end
+    t.requires_grad = not frozen(c, name)
+    p.leaf[name], p.dtype[name] = t, to
   end
-  for name, value in pairs(inputs.wide or {}) do
-    leaves[name], t[name] = argument(c, rounded(value, wide(keep)), wide(dtype), device, not frozen(c, name))
+  for name, value in pairs(inputs.real or {}) do leaf(name, rounded(value, keep), dtype) end
+  for name, value in pairs(inputs.wide or {}) do leaf(name, rounded(value, wide(keep)), wide(dtype)) end
+  for name, value in pairs(inputs.plain or {}) do p.plain[name] = value:to(device) end
+  return p
+end
+
+-- The weight of output i, made once.
+local function weight(p, i, y)
+  if not p.weight[i] then
+    local w = p.call.weight and p.call.weight(i) or core.normal(y:shape(), 0, 1, 7, "weight" .. i, "f64")
+    p.weight[i] = rounded(w, p.keep):to(y:dtype()):to(p.device)
   end
-  for name, value in pairs(inputs.plain or {}) do t[name] = value:to(device) end
-  local outputs, loss = { c.call(t) }, nil
+  return p.weight[i]
+end
+
+--- One forward and backward of sum(output * weight), where weight is a fixed random tensor.
+---@return table outputs list
+---@return table gradients by name; false where a wanted one is missing
+function M.run(p)
+  local t, loss = {}, nil
+  for name, leaf in pairs(p.leaf) do t[name] = cast(leaf, p.dtype[name]) end
+  for name, value in pairs(p.plain) do t[name] = value end
+  local outputs, gradients = { p.call.call(t) }, {}
   for i, o in ipairs(outputs) do
-    local weight = c.weight and c.weight(i) or core.normal(o:shape(), 0, 1, 7, "weight" .. i, "f64")
     local y = o:dtype() == "bf16" and cast(o, "f32") or o
-    local term = cast(op.sum(y * rounded(weight, keep):to(y:dtype()):to(device)), "f64")
+    local term = cast(op.sum(y * weight(p, i, y)), "f64")
     loss = loss and loss + term or term
-    outputs[i] = o:detach():to("cpu"):to "f64"
+    outputs[i] = o:detach()
   end
   if loss.requires_grad then loss:backward() end
-  local gradients = {}
-  for name, leaf in pairs(leaves) do
-    if leaf.requires_grad then gradients[name] = leaf.grad and leaf.grad:to("cpu"):to "f64" or false end
+  for name, leaf in pairs(p.leaf) do
+    if leaf.requires_grad then gradients[name] = leaf.grad or false end
+    leaf.grad = nil
   end
+  return outputs, gradients
+end
+
+--- Outputs and gradients as f64 on the CPU.
+function M.evaluate(c, inputs, dtype, device, keep)
+  local outputs, gradients = M.run(M.prepare(c, inputs, dtype, device, keep))
+  for i, o in ipairs(outputs) do outputs[i] = o:to("cpu"):to "f64" end
+  for name, g in pairs(gradients) do gradients[name] = g and g:to("cpu"):to "f64" end
   return outputs, gradients
 end
 
