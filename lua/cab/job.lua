@@ -142,8 +142,9 @@ end
 --- Mean and deviation of the teacher's targets, from up to 1000 shuffled training images: all classes are among them.
 function Job:measure()
   if not self.measures then return end
-  local loader = self.data:loader("train", { batch = math.min(100, self.data.count.train), seed = self.recipe.seed, epoch = 1 << 30 })
-  local left = 10
+  local batch = math.min(self.data.size > 64 and 20 or 100, self.data.count.train) -- q and k of all layers are held in f64
+  local loader = self.data:loader("train", { batch = batch, seed = self.recipe.seed, epoch = 1 << 30 })
+  local left = math.min(1000, self.data.count.train) // batch
   self.pairs:measure(self.teacher, function()
     left = left - 1
     return left >= 0 and loader:next() or nil

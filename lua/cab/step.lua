@@ -78,7 +78,7 @@ local function capture(self, scope, stage)
   local job, kept = self.job, nil
   core.trim(job.device) -- the graph's memory is its own: what the steps before left is given back for it
   local ok, graph = pcall(core.capture, job.device, function()
-    local inner <close> = core.scope()
+    local _inner <close> = core.scope()
     local now = forward(self, stage)
     now.total:backward()
     self.optimizer:step()

@@ -86,6 +86,24 @@ function build.enter(model, images)
   return s[1], build.cast(images, model.activations)
 end
 
+--- At the end of a layer, whose tensors live in a scope of its own: keeps what it passes on and its taps. The rest goes with
+--- the scope at once, and what it was passed goes too: backward has saved what it needs.
+---@param scope any of the layer
+---@param out table taps by name, from taps.collector
+---@param layer integer
+---@param passed cab.Tensor[] what this layer alone read; none of them a tap
+---@param ... cab.Tensor what the next layer reads
+function build.keep(scope, out, layer, passed, ...)
+  scope:keep(...)
+  for _, list in pairs(out) do
+    if type(list) == "table" then -- hidden of the layer before is known only in this one
+      if list[layer - 1] then scope:keep(list[layer - 1]) end
+      if list[layer] then scope:keep(list[layer]) end
+    end
+  end
+  for _, t in ipairs(passed) do t:close() end
+end
+
 --- Patches on one side.
 function build.side(o) return (o.image - o.patch) // (o.stride or o.patch) + 1 end
 

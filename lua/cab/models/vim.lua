@@ -121,16 +121,18 @@ end
 ---@param wanted? table<string, true>
 function Vim:forward(images, wanted)
   local put, out = taps.collector(wanted)
-  local patch, b = self.patch_embed.proj, nil
-  b, images = build.enter(self, images)
-  local x = op.patch_embed(images, patch.weight, patch.bias, { stride = self.stride })
+  local b, pixels = build.enter(self, images)
+  local patch = self.patch_embed.proj
+  local x = op.patch_embed(pixels, patch.weight, patch.bias, { stride = self.stride })
   x = self:insert_class(x, b) + build.cast(self.pos_embed, self.activations)
   local residual, y -- x: the last mixer's output, not yet added to the residual stream
   for i = 1, self.depth do
-    local L = self.layers[i]
+    local scope <close> = core.scope()
+    local L, passed = self.layers[i], { x, not out.hidden and residual or nil }
     y, residual = L.norm(x, residual)
     if i > 1 then put("hidden", i - 1, residual) end
     x = L.mixer(y, put, wanted, i)
+    build.keep(scope, out, i, passed, x, residual)
   end
   y, residual = self.norm_f(x, residual)
   put("hidden", self.depth, residual)

@@ -45,13 +45,14 @@ local ViT = {}
 ---@param wanted? table<string, true>
 function ViT:forward(images, wanted)
   local put, out = taps.collector(wanted)
-  local D, dtype, b = self.width, self.activations, nil
-  b, images = build.enter(self, images)
-  local x = op.patch_embed(images, self.patch_embed.proj.weight, self.patch_embed.proj.bias)
+  local D, dtype = self.width, self.activations
+  local b, pixels = build.enter(self, images)
+  local x = op.patch_embed(pixels, self.patch_embed.proj.weight, self.patch_embed.proj.bias)
   x = core.concat({ build.cast(self.cls_token, dtype):expand { b, 1, D }, x }, 2) + build.cast(self.pos_embed, dtype)
   local residual, y -- x: the last branch's output, not yet added to the residual stream
   for i = 1, self.depth do
-    local B = self.blocks[i]
+    local scope <close> = core.scope()
+    local B, passed = self.blocks[i], { x, residual }
     y, residual = B.norm1(x, residual)
     if i > 1 then put("hidden", i - 1, residual) end
     local q, k, v = B.attn.qkv(y):split(3, { D, D, D })
@@ -60,6 +61,7 @@ function ViT:forward(images, wanted)
     put("attention", i, map)
     y, residual = B.norm2(B.attn.proj(a), residual)
     x = B.mlp.fc2(op.gelu(B.mlp.fc1(y)))
+    build.keep(scope, out, i, passed, x, residual)
   end
   y, residual = self.norm(x, residual)
   put("hidden", self.depth, residual)
