@@ -9,7 +9,8 @@
  * (2 SCAN_CHUNK N registers on the stack) and across lanes once per chunk.
  *
  * Where every |d_t A log2 e| of a chunk is below STILL, each a_t rounds to 1 (decay "identity" starts at A = -2e-9): the
- * chunk then runs without exponentials, to the same bits. That took half the time forward, two thirds backward (one core, b 8, l 197, E 384, N 16).
+ * chunk then runs without exponentials, to the same bits. That takes half the time forward, two thirds backward (one core,
+ * b 8, l 197, E 384, N 16).
  *
  * Sums over channels and batch run in index order inside one work unit, so the bits do not depend on the threads. */
 #include "selective_scan.h"
