@@ -24,7 +24,7 @@ local function recipe(change)
     student = cab.models.vim { image = 28, patch = 7, dim = 16, depth = 2, state = 4 },
     stages = { { loss = { soft = 1, align = { "attention_bridge", hidden = 8, weight = 2 } }, steps = 11 } },
     optim = { "adamw", lr = 1e-2, warmup = 0.2, clip = 1, ema = 0.9 },
-    batch = 40, log = 1, eval = { every = 1, batch = 500 }, checkpoint = { every = 4 },
+    device = "cpu", batch = 40, log = 1, eval = { every = 1, batch = 500 }, checkpoint = { every = 4 },
   }
   for k, v in pairs(change or {}) do r[k] = v end
   return cab.recipe(r)

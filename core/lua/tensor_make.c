@@ -155,7 +155,7 @@ static int make_arange(lua_State *L) {
   return 1;
 }
 
-/* ---- random: element i depends on (seed, stream, i) alone ------------------------------------- */
+/* ---- random: element i depends on (seed, stream, i) alone; between devices the last digits may differ ---- */
 
 static CabRng rng_at(lua_State *L, int idx) {
   CabRng rng = {.seed = (uint64_t)bind_check_int(L, idx)};
@@ -180,24 +180,9 @@ static CabStatus random_fill(CabTensor *t, int kind, CabRng rng, const double *p
   return cab_launched(t->storage->device, names[kind]);
 }
 
-/* Drawn on the CPU, wherever t is: the same bits on every device. */
-static void draw(lua_State *L, CabTensor *t, int kind, CabRng rng, const double *p) {
-  CabTensor *host = t;
-  bind_refuse_capture(L, "drawing random numbers");
-  if (t->storage->device != cab_cpu()) {
-    CabTensor **slot = bind_new_tensor(L);
-    BIND_FILL(L, slot, cab_tensor_new(cab_cpu(), t->dtype, t->rank, t->shape));
-    host = *slot;
-  }
-  BIND_TRY(L, random_fill(host, kind, rng, p));
-  if (host == t) return;
-  BIND_TRY(L, cab_tensor_copy(t, host));
-  cab_tensor_close(host, "");
-  lua_pop(L, 1);
-}
-
 static int make_random(lua_State *L, int kind, int parameters) {
   double p[4] = {0};
+  bind_refuse_capture(L, "drawing random numbers"); /* each replay would have the same */
   for (int i = 0; i < parameters; i++) {
     p[i] = bind_check_number(L, 2 + i);
     if (!isfinite(p[i])) bind_arg_error(L, 2 + i, "finite number expected, got %g", p[i]);
@@ -207,7 +192,7 @@ static int make_random(lua_State *L, int kind, int parameters) {
   CabTensor *t = allocate(L, 4 + parameters, CAB_F32, false);
   if (t->dtype != CAB_F32 && t->dtype != CAB_F64)
     bind_fail(L, CAB_E_LUA, "%s: f32 or f64 expected, got %s", bind_function(L), cab_dtype_name(t->dtype));
-  draw(L, t, kind, rng, p);
+  BIND_TRY(L, random_fill(t, kind, rng, p));
   return 1;
 }
 
