@@ -142,6 +142,27 @@ describe("bytes from the loader", function()
   end)
 end)
 
+describe("a batch into tensors", function()
+  it("is the one that next() would give; another shape takes nothing", function()
+    local data = cab.data.build(cab.data.fashion { fraction = 0.01, threads = 0 })
+    local a, b = data:loader("test", { batch = 300 }), data:loader("test", { batch = 300 })
+    local images, labels = core.empty { 300, 1, 28, 28 }, core.empty({ 300 }, "i32")
+    assert.is_false(b:into(core.empty { 299, 1, 28, 28 }, labels))
+    for _ = 1, 6 do
+      local x, y = a:next()
+      assert.is_true(b:into(images, labels))
+      assert.same(y:totable(), labels:totable())
+      assert.equal(core.ops.sum(x):item(), core.ops.sum(images):item())
+    end
+    assert.is_false(b:into(images, labels)) -- 200 are left
+    assert.same(a:raw():shape(), b:raw():shape())
+    assert.is_false(b:into(images, labels))
+    assert.is_nil(b:raw())
+    assert.is_true(b:waited() > 0)
+    a:close() b:close()
+  end)
+end)
+
 describe("capture", function()
   it("is refused on the CPU, before anything runs", function()
     local ran = false

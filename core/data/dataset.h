@@ -83,7 +83,7 @@ CabLoader *cab_loader_open(const CabLoaderOptions *options); /* retains the data
 CabStatus cab_loader_next(CabLoader *l, int *count, const void **images, const int32_t **labels);
 void cab_loader_close(CabLoader *l); /* joins the workers; NULL allowed */
 int64_t cab_loader_batches(const CabLoader *l);
-double cab_loader_wait(const CabLoader *l);      /* seconds that next() waited for workers */
+double cab_loader_wait(const CabLoader *l);      /* seconds that next() waited for workers, or did their work */
 int64_t cab_loader_skipped(const CabLoader *l);
 int64_t cab_loader_warnings(const CabLoader *l); /* tolerated, over all images so far */
 

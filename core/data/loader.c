@@ -206,11 +206,12 @@ void cab_loader_close(CabLoader *l) {
 /* The filled slot of batch number l->taken. What the caller held before is free from now on. */
 static Slot *await(CabLoader *l, int64_t batch) {
   Slot *s = &l->slot[batch % l->slots];
+  double since = cab_now();
   if (!l->threaded) {
     fill(l, s, batch);
+    l->wait += cab_now() - since;
     return s;
   }
-  double since = cab_now();
   pthread_mutex_lock(&l->lock);
   l->taken = batch;
   pthread_cond_broadcast(&l->freed);

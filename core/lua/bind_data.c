@@ -299,14 +299,17 @@ static int open_loader(lua_State *L) {
   return 1;
 }
 
+static void await_batch(lua_State *L, Loader *l) {
+  if (l->pending) return;
+  BIND_TRY(L, cab_loader_next(l->loader, &l->count, &l->images, &l->labels));
+  l->pending = true;
+}
+
 /* loader:next() -> f32[b,C,S,S] (u8 where the transform says so), i32[b]; nil at the end */
 static int loader_next(lua_State *L) {
   Loader *l = check_loader(L);
   CabTensor **images = bind_new_tensor(L), **labels = bind_new_tensor(L);
-  if (!l->pending) {
-    BIND_TRY(L, cab_loader_next(l->loader, &l->count, &l->images, &l->labels));
-    l->pending = true;
-  }
+  await_batch(L, l);
   if (l->count == 0) return lua_pushnil(L), 1;
   const CabTransform *t = &l->transform;
   int64_t shape[4] = {l->count, t->channels, t->size, t->size};
@@ -316,6 +319,35 @@ static int loader_next(lua_State *L) {
   memcpy(cab_tensor_data(*labels), l->labels, (size_t)l->count * sizeof(int32_t));
   l->pending = false;
   return 2;
+}
+
+static bool holds(const CabTensor *t, CabDtype dtype, int rank, const int64_t *shape) {
+  return t->dtype == dtype && t->rank == rank && !memcmp(t->shape, shape, (size_t)rank * sizeof *shape) && cab_tensor_contiguous(t);
+}
+
+static void write_batch(lua_State *L, CabTensor *t, const void *from, size_t bytes) {
+  CabDevice *device = t->storage->device;
+  char where[48];
+  CabStatus status = device->copy(device, cab_tensor_data(t), from, bytes, 1);
+  if (status) bind_raise(L, status);
+  cab_tensor_touch(t, bind_where(L, where));
+}
+
+/* loader:into(images, labels) -> true: the next batch lies there, on whatever device; false: it has another shape, or there is
+ * none: next() tells. */
+static int loader_into(lua_State *L) {
+  Loader *l = check_loader(L);
+  CabTensor *images = bind_check_tensor(L, 2), *labels = bind_check_tensor(L, 3);
+  const CabTransform *t = &l->transform;
+  await_batch(L, l);
+  int64_t shape[4] = {l->count, t->channels, t->size, t->size};
+  bool fits = l->count && holds(images, t->bytes ? CAB_U8 : CAB_F32, 4, shape) && holds(labels, CAB_I32, 1, shape);
+  if (fits) {
+    write_batch(L, images, l->images, (size_t)l->count * cab_transform_size(t));
+    write_batch(L, labels, l->labels, (size_t)l->count * sizeof(int32_t));
+    l->pending = false;
+  }
+  return lua_pushboolean(L, fits), 1;
 }
 
 static int loader_close(lua_State *L) {
@@ -364,7 +396,7 @@ void bind_data(lua_State *L) {
   static const luaL_Reg set[] = {{"count", set_count}, {"classes", set_classes}, {"channels", set_channels}, {"size", set_size},
                                  {"names", set_names}, {"labels", set_labels}, {"image", set_image}, {"ignored", set_ignored},
                                  {"close", set_close}, {NULL, NULL}};
-  static const luaL_Reg loader[] = {{"next", loader_next}, {"close", loader_close}, {"batches", loader_batches}, {"wait", loader_wait},
+  static const luaL_Reg loader[] = {{"next", loader_next}, {"into", loader_into}, {"close", loader_close}, {"batches", loader_batches}, {"wait", loader_wait},
                                     {"skipped", loader_skipped}, {"warnings", loader_warnings}, {NULL, NULL}};
   static const luaL_Reg functions[] = {{"open", open_set}, {"loader", open_loader}, {"subset", subset}, {"transform", transform}, {NULL, NULL}};
   make_class(L, BIND_DATASET, "dataset", set_close, set);

@@ -110,17 +110,22 @@ end
 
 --- One pass over a split.
 ---@class Feed
----@field waited number seconds that next() and raw() took: what training waits for its data
 local Feed = {}
 Feed.__index = Feed
 
 --- The next batch as the loader has it, on the CPU: images f32 or u8 [b,C,H,W], labels i32[b]; nil at the end.
-function Feed:raw()
-  local begun = core.now()
-  local images, labels = self.loader:next()
-  self.waited = self.waited + core.now() - begun
-  return images, labels
-end
+function Feed:raw() return self.loader:next() end
+
+--- The next batch, as raw() gives it, written to tensors on any device. False, and nothing is taken, if there is none of their
+--- shape.
+---@param images any u8 or f32 [b,C,H,W]
+---@param labels any i32[b]
+---@return boolean
+function Feed:into(images, labels) return self.loader:into(images, labels) end
+
+--- Seconds that batches were waited for so far.
+---@return number
+function Feed:waited() return self.loader:wait() end
 
 --- The next batch on the data's device: images f32[b,C,H,W], normalised, labels i32[b]; nil at the end.
 function Feed:next()
@@ -152,7 +157,7 @@ function Data:loader(split, options)
     epoch = options.epoch or 0, shuffle = train, start = options.start or 0, threads = self.spec.threads,
     transform = transform(self, split), drop_last = train, on_bad = self.spec.on_bad,
   }
-  return setmetatable({ loader = loader, data = self, waited = 0 }, Feed)
+  return setmetatable({ loader = loader, data = self }, Feed)
 end
 
 --- Whole training batches of an epoch.

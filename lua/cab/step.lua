@@ -26,35 +26,27 @@ function M.new(job, say)
     alike = 0, refused = false }, Step)
 end
 
-local function alike(a, b)
-  for name, t in pairs(a) do
-    local u = b[name]
-    if not u or t:dtype() ~= u:dtype() or table.concat(t:shape(), ",") ~= table.concat(u:shape(), ",") then return false end
+--- Brings the next batch to where the step reads it: on a GPU into the staged tensors; a batch of another shape has its own.
+---@param scope any the step's: what outlives the step is kept out of it
+---@param feed Feed
+---@return boolean false at the end of the data
+function Step:take(scope, feed)
+  local device, staged = self.job.device, self.staged
+  self.fixed = staged ~= nil and feed:into(staged.images, staged.labels)
+  self.batch = staged
+  if self.fixed then return true end
+  local images, labels = feed:raw()
+  if not images then return false end
+  if device ~= "cpu" then images, labels = images:to(device), labels:to(device) end
+  self.batch = { images = images, labels = labels }
+  if device ~= "cpu" and not staged then
+    scope:keep(images, labels)
+    self.staged, self.fixed = self.batch, true
   end
-  for name in pairs(b) do if not a[name] then return false end end
   return true
 end
 
---- Brings a batch to where the step reads it: on a GPU to the staged tensors; a batch of another shape has its own.
----@param scope any the step's: what outlives the step is kept out of it
----@param images any u8 or f32 [b,C,H,W] as the loader gave them
----@param labels any i32[b]
-function Step:place(scope, images, labels)
-  local device, batch = self.job.device, { images = images, labels = labels }
-  self.batch, self.fixed = batch, false
-  if device == "cpu" then return end
-  if not self.staged then
-    self.staged = {}
-    for name, t in pairs(batch) do self.staged[name] = scope:keep(core.empty(t:shape(), t:dtype(), device)) end
-  end
-  self.fixed = alike(self.staged, batch)
-  for name, t in pairs(batch) do
-    if self.fixed then self.staged[name]:copy(t) else batch[name] = t:to(device) end
-  end
-  if self.fixed then self.batch = self.staged end
-end
-
---- The placed images, normalised.
+--- The images of the batch, normalised.
 function Step:images() return self.job.data:normalise(self.batch.images) end
 
 -- Teacher, student, losses: launches only.
@@ -104,8 +96,8 @@ local function key_of(stage, number)
   return table.concat(key, " ")
 end
 
---- Runs the step on the placed batch. numbers: of the optimizer, {lr=, step=, clip=, keep=}.
----@param scope any as for place
+--- Runs the step on the batch taken. numbers: of the optimizer, {lr=, step=, clip=, keep=}.
+---@param scope any as for take
 ---@param stage table
 ---@param number integer of the stage
 ---@param numbers table

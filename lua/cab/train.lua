@@ -64,7 +64,7 @@ function Run:step(step)
   local scope <close> = core.scope()
   local job, o, stepper = self.job, self.job.recipe.optim, self.stepper
   local stage, number = job:stage(step)
-  stepper:place(scope, self:batch(step))
+  self:take(scope, step)
   if step == stage.first then self:first(stage, number) end
   stepper:run(scope, stage, number, { step = step, lr = schedule.rate(stage.schedule, step - stage.origin), clip = o.clip,
     keep = math.min(o.ema, (1 + step) / (10 + step)) }) -- averages follow quickly at first
@@ -88,8 +88,8 @@ function Run:first(stage, number)
   end
 end
 
--- The batch of a step, as the loader has it; loaders are opened at the right place of the right epoch.
-function Run:batch(step)
+-- Has the stepper take the batch of a step; loaders are opened at the right place of the right epoch.
+function Run:take(scope, step)
   local job, r = self.job, self.job.recipe
   local epoch, at = (step - 1) // job.per_epoch, (step - 1) % job.per_epoch
   if not self.loader or self.epoch ~= epoch then
@@ -97,20 +97,20 @@ function Run:batch(step)
     self.loader = job.data:loader("train", { batch = r.batch, seed = r.seed, epoch = epoch, start = at })
     self.epoch = epoch
   end
-  local images, labels = self.loader:raw()
-  if not images then check.fail(70, ("the loader ended at batch %d of epoch %d, expected %d"):format(at, epoch, job.per_epoch)) end
-  return images, labels
+  if not self.stepper:take(scope, self.loader) then
+    check.fail(70, ("the loader ended at batch %d of epoch %d, expected %d"):format(at, epoch, job.per_epoch))
+  end
 end
 
 function Run:close_loader()
-  self.waited = self.waited + self.loader.waited
+  self.waited = self.waited + self.loader:waited()
   self.loader:close()
   self.loader = nil
 end
 
 -- The share of time since the last call (less evaluations) that steps stood waiting for their batch.
 function Run:data_wait()
-  local waited = self.waited + (self.loader and self.loader.waited or 0)
+  local waited = self.waited + (self.loader and self.loader:waited() or 0)
   local spent = core.now() - self.marked
   local share = (waited - self.waited_before) / math.max(spent, 1e-9)
   self.waited_before = waited
@@ -271,6 +271,7 @@ end
 local function loop(self, first)
   local job, r, text = self.job, self.job.recipe, ""
   for step = first + 1, job.steps do
+    self.at = step
     local row = self:step(step)
     if row and (step % r.log == 0 or step == 1 or self:is_eval(step) or row.skipped) then self.folder:metric(row) end
     if row then text = ("loss %s"):format(type(row.loss) == "number" and ("%.4f"):format(row.loss) or row.loss) end
@@ -323,6 +324,9 @@ function M.run(r, o)
   if self.stepper then self.stepper:close() end
   if self.loader then self:close_loader() end
   core.catch_signals(false)
+  if not ok and self.at and check.code(stopped) == 69 then -- nothing on the device can be saved
+    stopped.message = ("step %d: %s; the last checkpoint is %s"):format(self.at, stopped.message, self.saved and "of step " .. self.saved or "none")
+  end
   if not ok then pcall(self.folder.log, self.folder, "error: " .. tostring(stopped)) end
   if ok and not stopped and r.export ~= "" then M.export(self, r.export) end
   local peak = self.job and core.memory(self.job.device).peak
