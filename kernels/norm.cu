@@ -1,31 +1,17 @@
-/* norm.cu - every row is read once. Rows of up to 8 vectors a lane live in the registers of half a warp or a warp;
- * longer or unaligned ones take a block each and are met again in the cache. In backward each block sums its rows' share
- * of gweight and gbias, and a second kernel adds the blocks in order.
+/* norm.cu - every row is read once. Rows of up to 8 vectors a lane live in the registers of half a warp or a warp; longer
+ * or unaligned ones take a block each and are met again in the cache. In backward each block sums its rows' gweight and
+ * gbias, and a second kernel adds the blocks in order.
  * With xhat = (s - mean) rstd and g = gy w:  gs = rstd (g - mean(g) - xhat mean(g xhat)) + gsum  (RMS: no mean(g)). */
 #include "norm.h"
 
 #include <initializer_list>
 
-#include "cuda.cuh"
+#include "vector.cuh"
 
 enum { FORWARD = 128, BACKWARD = 256, WIDE = 512 }; /* threads a block */
 
 /* What a lane moves at once: 16 bytes of the wide type. */
 template <class T> struct VectorOf { enum { N = 16 / sizeof(Wide<T>) }; };
-template <class T, int N> struct alignas(sizeof(T) * N) Pack { T at[N]; };
-
-/* to[0..N) = from[0..N), which is aligned to N elements. */
-template <int N, class T, class W> __device__ __forceinline__ void load(W (&to)[N], const T *from) {
-  const Pack<T, N> pack = *reinterpret_cast<const Pack<T, N> *>(from);
-#pragma unroll
-  for (int k = 0; k < N; k++) to[k] = wide_of(pack.at[k]);
-}
-template <int N, class T, class W> __device__ __forceinline__ void store(T *to, const W (&from)[N]) {
-  Pack<T, N> pack;
-#pragma unroll
-  for (int k = 0; k < N; k++) pack.at[k] = narrow<T>(from[k]);
-  *reinterpret_cast<Pack<T, N> *>(to) = pack;
-}
 
 /* Sum over aligned groups of G lanes; all 32 lanes of the warp call it. */
 template <int G, class W> __device__ __forceinline__ W group_sum(W x) {
@@ -34,7 +20,7 @@ template <int G, class W> __device__ __forceinline__ W group_sum(W x) {
   return x;
 }
 
-template <class T> struct Forward {
+template <class T> struct NormForward {
   typedef Wide<T> W;
   bool rms;
   W eps;
@@ -49,7 +35,7 @@ template <class T> struct Forward {
   }
 };
 
-template <class T> struct Backward {
+template <class T> struct NormBackward {
   typedef Wide<T> W;
   bool rms;
   int64_t rows, n;
@@ -62,7 +48,7 @@ template <class T> struct Backward {
 
 /* G lanes hold a row, V vectors each. */
 template <class T, int G, int V>
-__global__ void __launch_bounds__(FORWARD, V <= 3 ? 12 : 6) forward_rows(Forward<T> a) {
+static __global__ void __launch_bounds__(FORWARD, V <= 3 ? 12 : 6) forward_rows(NormForward<T> a) {
   typedef Wide<T> W;
   constexpr int N = VectorOf<T>::N;
   const int lane = threadIdx.x % G;
@@ -115,7 +101,7 @@ __global__ void __launch_bounds__(FORWARD, V <= 3 ? 12 : 6) forward_rows(Forward
 }
 
 /* A block for a row of any length; a thread meets the same columns in each pass. */
-template <class T> __global__ void __launch_bounds__(WIDE) forward_wide(Forward<T> a) {
+template <class T> static __global__ void __launch_bounds__(WIDE) forward_wide(NormForward<T> a) {
   typedef Wide<T> W;
   const W inverse = 1 / (W)a.n;
   for (int64_t row = blockIdx.x; row < a.rows; row += gridDim.x) {
@@ -144,7 +130,7 @@ template <class T> __global__ void __launch_bounds__(WIDE) forward_wide(Forward<
 /* A lane sees the same columns of all its rows and sums their gweight and gbias in registers. The warps then add theirs
  * one after the other in shared memory [2, n]. */
 template <class T, int G, int V>
-__global__ void __launch_bounds__(BACKWARD, V <= 4 ? 2 : 1) backward_rows(Backward<T> a) {
+static __global__ void __launch_bounds__(BACKWARD, V <= 4 ? 2 : 1) backward_rows(NormBackward<T> a) {
   typedef Wide<T> W;
   constexpr int N = VectorOf<T>::N;
   extern __shared__ __align__(16) unsigned char shared[];
@@ -215,7 +201,7 @@ __global__ void __launch_bounds__(BACKWARD, V <= 4 ? 2 : 1) backward_rows(Backwa
 }
 
 /* A block for a row of any length; its threads own the columns of `partial` that they add to. */
-template <class T> __global__ void __launch_bounds__(WIDE) backward_wide(Backward<T> a) {
+template <class T> static __global__ void __launch_bounds__(WIDE) backward_wide(NormBackward<T> a) {
   typedef Wide<T> W;
   const W inverse = 1 / (W)a.n;
   W *gw = a.partial ? a.partial + (int64_t)blockIdx.x * 2 * a.n : nullptr;
@@ -246,7 +232,8 @@ template <class T> __global__ void __launch_bounds__(WIDE) backward_wide(Backwar
 
 /* gweight (blockIdx.y = 0) and gbias (1): columns of partial [blocks, 2, n], 32 threads down each. */
 template <class W>
-__global__ void __launch_bounds__(1024) sum_blocks(int blocks, int64_t n, const W *partial, W *gweight, W *gbias) {
+static __global__ void __launch_bounds__(1024)
+    sum_blocks(int blocks, int64_t n, const W *partial, W *gweight, W *gbias) {
   __shared__ W part[32][33];
   W *to = blockIdx.y ? gbias : gweight, sum = 0;
   const int64_t c = (int64_t)blockIdx.x * 32 + threadIdx.x;
@@ -269,11 +256,11 @@ static bool aligned(std::initializer_list<const void *> pointers, size_t bytes) 
 static unsigned wide_threads(int64_t n) { return n < WIDE ? blocks_for(n, 32) * 32 : (unsigned)WIDE; }
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
-template <class T, int G, int V> static void launch(CabStream *s, const Forward<T> &a) {
+template <class T, int G, int V> static void launch(CabStream *s, const NormForward<T> &a) {
   const int64_t blocks = (a.rows + FORWARD / G - 1) / (FORWARD / G);
   forward_rows<T, G, V><<<(unsigned)least(blocks, INT32_MAX), FORWARD, 0, s->stream>>>(a);
 }
-template <class T, int G, int V> static void launch(CabStream *s, const Backward<T> &a, int blocks) {
+template <class T, int G, int V> static void launch(CabStream *s, const NormBackward<T> &a, int blocks) {
   backward_rows<T, G, V><<<blocks, BACKWARD, 2 * a.n * sizeof(Wide<T>), s->stream>>>(a);
 }
 
@@ -297,8 +284,8 @@ static void norm_forward(CabStream *s, bool rms, double eps, int64_t n_rows, int
                          void *rstd) {
   typedef Wide<T> W;
   if (n_rows <= 0 || n <= 0) return;
-  const Forward<T> a = {rms, (W)eps, n_rows, n, (const T *)x, (const W *)residual, (const W *)weight, (const W *)bias,
-                        (T *)y, (W *)sum, (W *)mean, (W *)rstd};
+  const NormForward<T> a = {rms, (W)eps, n_rows, n, (const T *)x, (const W *)residual, (const W *)weight,
+                            (const W *)bias, (T *)y, (W *)sum, (W *)mean, (W *)rstd};
   const int N = VectorOf<T>::N;
   const bool vectors = n % N == 0 && aligned({residual, weight, bias, sum}, 16) && aligned({x, y}, N * sizeof(T));
   if (vectors && rows<T>(n / N, s, a)) return;
@@ -315,8 +302,8 @@ static void norm_backward(CabStream *s, bool rms, int64_t n_rows, int64_t n, con
   const int blocks = (int)least(n_rows, 2 * s->multiprocessors);
   Scratch scratch(s, gweight || gbias ? (size_t)blocks * 2 * n * sizeof(W) : 0);
   if (scratch.bytes && !scratch.data) return;
-  const Backward<T> a = {rms, n_rows, n, (const W *)sum, (const W *)weight, (const W *)mean, (const W *)rstd,
-                         (const T *)gy, (const W *)gsum, (T *)gx, (W *)gresidual, (W *)scratch.data};
+  const NormBackward<T> a = {rms, n_rows, n, (const W *)sum, (const W *)weight, (const W *)mean, (const W *)rstd,
+                             (const T *)gy, (const W *)gsum, (T *)gx, (W *)gresidual, (W *)scratch.data};
   const int N = VectorOf<T>::N;
   const bool vectors = n % N == 0 && aligned({sum, weight, gsum, gresidual}, 16) && aligned({gy, gx}, N * sizeof(T));
   if (blocks > 0 && !(vectors && rows<T>(n / N, s, a, blocks)))

@@ -46,7 +46,8 @@ template <class Join, class W> __device__ __forceinline__ W over_warps(W x) {
 
 /* inner = 1, n <= 32 V: a warp for each row. */
 template <class T, int V>
-__global__ void __launch_bounds__(THREADS) forward_row(int64_t outer, int n, const T *x, T *y) {
+static __global__ void __launch_bounds__(THREADS)
+    forward_row(int64_t outer, int n, const T *x, T *y) {
   typedef Wide<T> W;
   const int lane = threadIdx.x % 32;
   for (int64_t i = (int64_t)blockIdx.x * WARPS + threadIdx.x / 32; i < outer; i += (int64_t)gridDim.x * WARPS) {
@@ -69,7 +70,8 @@ __global__ void __launch_bounds__(THREADS) forward_row(int64_t outer, int n, con
 }
 
 template <class T, int V>
-__global__ void __launch_bounds__(THREADS) backward_row(int64_t outer, int n, const T *y, const T *gy, T *gx) {
+static __global__ void __launch_bounds__(THREADS)
+    backward_row(int64_t outer, int n, const T *y, const T *gy, T *gx) {
   typedef Wide<T> W;
   const int lane = threadIdx.x % 32;
   for (int64_t i = (int64_t)blockIdx.x * WARPS + threadIdx.x / 32; i < outer; i += (int64_t)gridDim.x * WARPS) {
@@ -90,7 +92,9 @@ __global__ void __launch_bounds__(THREADS) backward_row(int64_t outer, int n, co
 }
 
 /* inner = 1, any n: a block for each row, met three times. */
-template <class T> __global__ void __launch_bounds__(THREADS) forward_long(int64_t outer, int64_t n, const T *x, T *y) {
+template <class T>
+static __global__ void __launch_bounds__(THREADS)
+    forward_long(int64_t outer, int64_t n, const T *x, T *y) {
   typedef Wide<T> W;
   for (int64_t i = blockIdx.x; i < outer; i += gridDim.x) {
     const T *row = x + i * n;
@@ -104,7 +108,8 @@ template <class T> __global__ void __launch_bounds__(THREADS) forward_long(int64
 }
 
 template <class T>
-__global__ void __launch_bounds__(THREADS) backward_long(int64_t outer, int64_t n, const T *y, const T *gy, T *gx) {
+static __global__ void __launch_bounds__(THREADS)
+    backward_long(int64_t outer, int64_t n, const T *y, const T *gy, T *gx) {
   typedef Wide<T> W;
   for (int64_t i = blockIdx.x; i < outer; i += gridDim.x) {
     const T *p = y + i * n, *g = gy + i * n;
@@ -127,7 +132,8 @@ struct Columns {
 };
 
 template <class T>
-__global__ void __launch_bounds__(THREADS) forward_columns(int64_t jobs, int64_t n, int64_t inner, const T *x, T *y) {
+static __global__ void __launch_bounds__(THREADS)
+    forward_columns(int64_t jobs, int64_t n, int64_t inner, const T *x, T *y) {
   typedef Wide<T> W;
   const int first = threadIdx.x / 32;
   for (int64_t job = blockIdx.x; job < jobs; job += gridDim.x) {
@@ -144,7 +150,7 @@ __global__ void __launch_bounds__(THREADS) forward_columns(int64_t jobs, int64_t
 }
 
 template <class T>
-__global__ void __launch_bounds__(THREADS)
+static __global__ void __launch_bounds__(THREADS)
     backward_columns(int64_t jobs, int64_t n, int64_t inner, const T *y, const T *gy, T *gx) {
   typedef Wide<T> W;
   const int first = threadIdx.x / 32;
