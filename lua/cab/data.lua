@@ -137,6 +137,7 @@ function Feed:next()
 end
 
 function Feed:close() self.loader:close() end
+Feed.__close = Feed.close
 
 --- Bytes as they travelled become f32, (x/255 - mean) / std; what is f32 already stays. Launches only.
 ---@param images any u8 or f32 [b,C,H,W]

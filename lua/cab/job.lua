@@ -242,7 +242,10 @@ function Optimizer:step()
   core.ema(averages, params, self.numbers.keep)
 end
 
-function Optimizer:norm() return self.last end
+function Optimizer:report()
+  local bad = self.last ~= self.last or self.last == math.huge
+  return { norm = self.last, skipped = bad and 1 or 0, step = self.numbers.step }
+end
 
 function Job:optimizer() return setmetatable({ job = self }, Optimizer) end
 

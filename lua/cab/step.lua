@@ -118,12 +118,18 @@ function Step:run(scope, stage, number, numbers)
   if self.fixed then self.alike = self.alike + 1 end
 end
 
---- Loss, terms and gradient norm of the last run. Waits for the device.
----@return {loss: number, terms: table<string, number>, norm: number}
-function Step:values()
-  local v = { loss = self.now.total:item(), terms = {} }
+--- Loss, terms and gradient norm of the last run; of the runs since the last call, the first whose numbers were not finite
+--- (nil: none), how many were not updated, and the parameter whose gradient was found bad. Waits for the device.
+---@param step integer the run's
+---@return {loss: number, terms: table<string, number>, norm: number, step?: integer, skipped: integer, parameter?: string}
+function Step:values(step)
+  local v = { loss = self.now.total:item(), terms = {}, skipped = 1, norm = 0 / 0, step = step }
   for _, t in ipairs(self.now.terms) do v.terms[t.name] = t.value:item() end
-  v.norm = self.refused and 0 / 0 or self.optimizer:norm()
+  if self.refused then return v end
+  local r = self.optimizer:report()
+  v.norm, v.skipped = r.norm, r.skipped
+  v.step = r.skipped > 0 and r.step or not finite(v.loss) and step or nil
+  v.parameter = r.parameter and self.job.params[r.parameter].name
   return v
 end
 
@@ -152,15 +158,27 @@ local function first_bad(job, now)
   return found
 end
 
---- What was not finite first in the last run: {what, tensor, bad}. A replayed step is run again as it comes, without the update.
----@param stage table
-function Step:blame(stage)
-  local now = self.now
-  if not now.taps then
+--- What was not finite first, {what, tensor, bad}, and the loss terms then. A replayed step is run again as it comes, without
+--- the update; an earlier one with the batch of its feed and, if updates followed, with later weights.
+---@param stage table of that step
+---@param v table from values
+---@param feed? Feed at that step, if it is not the last run
+---@return table
+---@return table<string, number>
+function Step:blame(stage, v, feed)
+  local now, batch, terms = self.now, self.batch, {}
+  if feed or not now.taps then
+    if feed then
+      local images, labels = feed:next()
+      self.batch = { images = images, labels = labels }
+    end
+    self.job:clear_gradients()
     now = forward(self, stage)
     now.total:backward()
+    self.batch = batch
   end
-  return first_bad(self.job, now) or { what = "gradient", tensor = "global norm", bad = 1 }
+  for _, t in ipairs(now.terms) do terms[t.name] = t.value:item() end
+  return first_bad(self.job, now) or { what = "gradient", tensor = v.parameter or "global norm", bad = 1 }, terms
 end
 
 --- Frees the graph; the next steps run as they come.

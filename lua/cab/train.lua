@@ -25,31 +25,32 @@ function Run:say(text)
   self.folder:log(text)
 end
 
--- 76 after nan-report.json, or a warning if the recipe's guard skips such steps. Weights and moments are as before the step.
-function Run:nonfinite(step, stage_number, values, bad)
+-- After steps whose numbers were not finite, the first of them v.step: writes nan-report.json, then 76, or a warning where the
+-- recipe's guard skips them. Weights and moments are as if those steps had not been.
+function Run:nonfinite(v)
   local r, job = self.job.recipe, self.job
-  local terms = {}
-  for name, x in pairs(values.terms) do terms[name] = number_text(x) end
-  local epoch, batch = (step - 1) // job.per_epoch, (step - 1) % job.per_epoch
-  local report = { step = step, stage = stage_number, epoch = epoch, batch = batch, seed = r.seed, terms = terms,
-    grad_norm = number_text(values.norm), first_bad = bad,
-    samples = { first = batch * r.batch, count = r.batch, order = "permutation of (seed, epoch)" } }
-  self.folder:json("nan-report.json", report)
-  self.skipped = (self.skipped or 0) + 1
-  local text = ("step %d: %s '%s' is not finite"):format(step, bad.what, bad.tensor)
-  if r.guard.nonfinite == "skip" and self.skipped <= r.guard.skips then
-    self:say("warning: " .. text .. "; step skipped")
-    return
+  local epoch, batch = (v.step - 1) // job.per_epoch, (v.step - 1) % job.per_epoch
+  local feed <close> = v.step < self.at and job.data:loader("train", { batch = r.batch, seed = r.seed, epoch = epoch, start = batch }) or nil
+  local stage, number = job:stage(v.step)
+  local bad, terms = self.stepper:blame(stage, v, feed)
+  for name, x in pairs(terms) do terms[name] = number_text(x) end
+  self.folder:json("nan-report.json", { step = v.step, stage = number, epoch = epoch, batch = batch, seed = r.seed, terms = terms,
+    grad_norm = number_text(v.norm), first_bad = bad, skipped = v.skipped, seen_at = self.at,
+    samples = { first = batch * r.batch, count = r.batch, order = "permutation of (seed, epoch)" } })
+  self.skipped = self.skipped + v.skipped
+  local text = ("step %d: %s '%s' is not finite"):format(v.step, bad.what, bad.tensor)
+  if r.guard.nonfinite ~= "skip" or self.skipped > r.guard.skips then
+    check.fail(76, ("%s; see %s/nan-report.json"):format(text, self.folder.path), { id = "nonfinite" })
   end
-  check.fail(76, ("%s; see %s/nan-report.json"):format(text, self.folder.path), { id = "nonfinite" })
+  self:say(("warning: %s; %s"):format(text, v.skipped == 1 and "step skipped" or v.skipped .. " steps skipped"))
 end
 
 -- Reads back what the step found and looks whether it is finite. Returns the row for metrics.jsonl.
 function Run:inspect(step)
   local stage, number = self.job:stage(step)
-  local v = self.stepper:values()
+  local v = self.stepper:values(step)
+  if v.step then self:nonfinite(v) end
   if not finite(v.loss) or not finite(v.norm) then
-    self:nonfinite(step, number, v, self.stepper:blame(stage))
     return { step = step, skipped = true, loss = tostring(v.loss), grad_norm = tostring(v.norm) }
   end
   self.skipped = 0
@@ -234,7 +235,7 @@ local function resume(self, how)
   self.job:restore(tensors, ("%s/checkpoints/step-%d.safetensors"):format(path, manifest.step))
   local meta = manifest.meta or {}
   for _, p in ipairs(self.job.params) do p.born = meta.born and meta.born[p.name] end
-  self.best, self.best_step, self.skipped = meta.best, meta.best_step, meta.skipped
+  self.best, self.best_step, self.skipped = meta.best, meta.best_step, meta.skipped or 0
   for _, row in ipairs(self.folder:cut(manifest.step)) do self.last = row.eval or self.last end
   self:say(("resumed at step %d"):format(manifest.step))
   if meta.device and meta.device ~= self:device() then
@@ -301,7 +302,8 @@ function M.run(r, o)
   local name = r.name ~= "" and r.name or o.name or "run"
   local path = o.out or folders.choose(name, o.resume)
   local _run <close> = core.scope()
-  local self = setmetatable({ folder = folders.open(path, o.resume), stop_after = o.stop_after, waited = 0, waited_before = 0 }, Run)
+  local self = setmetatable({ folder = folders.open(path, o.resume), stop_after = o.stop_after, waited = 0, waited_before = 0,
+    skipped = 0 }, Run)
   self.bar = progress.new { total = 1, name = name, quiet = o.quiet }
   local begun = core.now()
   core.catch_signals(true)
