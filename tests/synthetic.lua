@@ -1,0 +1,93 @@
+--- Training steps on random images: the trainer's own job and step, without files.
+local cab = require "cab"
+local core = require "cab.core"
+local steps = require "cab.step"
+local M = {}
+
+local BATCHES = 4 -- made once
+
+local Images = {}
+Images.__index = Images
+
+-- u8 [b,C,S,S] and i32[b] on the CPU, as a loader's; batch number n is always the same.
+function Images:batch(b, n)
+  return core.uniform({ b, self.channels, self.size, self.size }, 0, 256, n, "images", "f64"):to "u8",
+    core.uniform({ b }, 0, self.classes, n, "labels", "f64"):to "i32"
+end
+
+function Images.batches() return 1000 end
+function Images.normalise(_, images) return images:to "f32" * (1 / 64) - 2 end
+
+function Images:loader(_, o)
+  local n = 0
+  local feed = { waited = 0 }
+  function feed.close() end
+  function feed.next()
+    n = n + 1
+    local images, labels = self:batch(o.batch, n)
+    return self:normalise(images:to(self.device)), labels:to(self.device)
+  end
+  return feed
+end
+
+local function images(o, device)
+  return setmetatable({ classes = o.classes, channels = o.channels, size = o.image, device = core.device(device),
+    count = { train = 1000 * o.batch, test = o.batch } }, Images)
+end
+
+---@class Training
+---@field job Job
+---@field stepper Step
+local Training = {}
+Training.__index = Training
+
+--- o: image, channels, classes, batch; student, teacher (descriptions); loss (a stage's terms); device, precision, capture;
+--- optim. @return Training
+function M.new(o)
+  local recipe = cab.recipe.resolve {
+    data = cab.data.fashion {}, student = o.student, teacher = o.teacher, batch = o.batch, device = o.device or "cpu",
+    precision = o.precision, capture = o.capture, optim = o.optim, stages = { { loss = o.loss, steps = 100000 } },
+  }
+  local build = cab.data.build
+  cab.data.build = function(_, device) return images(o, device) end
+  local ok, job = pcall(cab.job.build, recipe)
+  cab.data.build = build
+  if not ok then error(job, 0) end
+  if job.measures then job:measure() end
+  local self = setmetatable({ job = job, messages = {}, batches = {} }, Training)
+  for n = 1, BATCHES do self.batches[n] = { job.data:batch(o.batch, n) } end
+  self.stepper = steps.new(job, function(text) table.insert(self.messages, text) end)
+  return self
+end
+
+--- Step n as the trainer makes it, on one of a few batches. values: read the loss back.
+---@return table? values {loss, terms, norm}
+function Training:step(n, values)
+  local scope <close> = core.scope()
+  local stage, number = self.job:stage(n)
+  self.stepper:place(scope, table.unpack(self.batches[(n - 1) % BATCHES + 1]))
+  self.stepper:run(scope, stage, number, { step = n, lr = 5e-4, clip = 1, keep = 0.9 })
+  local v = values and self.stepper:values() or nil
+  self.job:clear_gradients()
+  return v
+end
+
+function Training:captured() return self.stepper.graph ~= nil end
+function Training:close() self.stepper:close() end
+
+--- A small Vision Mamba with the bridge under a small ViT, and a ViT alone.
+function M.tiny(kind, o)
+  local t = { image = 8, channels = 3, classes = 5, batch = 3, optim = { ema = 0.9, clip = 1 } }
+  if kind == "vim" then
+    t.student = cab.models.vim { dim = 24, depth = 2, patch = 4, state = 5 }
+    t.teacher = cab.models.vit { dim = 24, depth = 2, heads = 3, patch = 4 }
+    t.loss = { soft = 1, align = { "attention_bridge", hidden = 7, weight = 3 } }
+  else
+    t.student = cab.models.vit { dim = 24, depth = 2, heads = 3, patch = 4 }
+    t.loss = { vanilla = 1 }
+  end
+  for k, v in pairs(o or {}) do t[k] = v end
+  return M.new(t)
+end
+
+return M
