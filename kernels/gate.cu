@@ -16,7 +16,7 @@ template <int V> static __device__ __forceinline__ Walk walk() {
 
 template <class T, int V>
 static __global__ void __launch_bounds__(LANES *ROWS)
-    forward(int64_t rows, int64_t n, Wide<T> scale, const T *a, const T *b, const T *z, int64_t ldz, T *y) {
+    gate_values(int64_t rows, int64_t n, Wide<T> scale, const T *a, const T *b, const T *z, int64_t ldz, T *y) {
   const Walk at = walk<V>();
   if (at.j >= n) return;
   for (int64_t i = at.i; i < rows; i += at.step) {
@@ -37,7 +37,7 @@ static __global__ void __launch_bounds__(LANES *ROWS)
 /* ga = scale silu(z) gy;  gz = scale (a + b) silu'(z) gy */
 template <class T, int V>
 static __global__ void __launch_bounds__(LANES *ROWS)
-    backward(int64_t rows, int64_t n, Wide<T> scale, const T *a, const T *b, const T *z, int64_t ldz, const T *gy, T *ga,
+    gate_gradients(int64_t rows, int64_t n, Wide<T> scale, const T *a, const T *b, const T *z, int64_t ldz, const T *gy, T *ga,
              T *gz) {
   const Walk at = walk<V>();
   if (at.j >= n) return;
@@ -80,7 +80,8 @@ static void gate_forward(CabStream *s, int64_t rows, int64_t n, double scale, co
   constexpr int V = Width<T>::value;
   if (rows <= 0 || n <= 0) return;
   const bool vector = n % V == 0 && packs<T, V>(a, n) && packs<T, V>(b, n) && packs<T, V>(z, ldz) && packs<T, V>(y, n);
-  void (*run)(int64_t, int64_t, Wide<T>, const T *, const T *, const T *, int64_t, T *) = vector ? forward<T, V> : forward<T, 1>;
+  void (*run)(int64_t, int64_t, Wide<T>, const T *, const T *, const T *, int64_t, T *) =
+      vector ? gate_values<T, V> : gate_values<T, 1>;
   run<<<grid_of(s, rows, n, vector ? V : 1), dim3(LANES, ROWS), 0, s->stream>>>(rows, n, (Wide<T>)scale, (const T *)a, (const T *)b,
                                                                              (const T *)z, ldz, (T *)y);
 }
@@ -93,7 +94,7 @@ static void gate_backward(CabStream *s, int64_t rows, int64_t n, double scale, c
   const bool vector = n % V == 0 && packs<T, V>(a, n) && packs<T, V>(b, n) && packs<T, V>(z, ldz) && packs<T, V>(gy, n) &&
                       packs<T, V>(ga, n) && packs<T, V>(gz, n);
   void (*run)(int64_t, int64_t, Wide<T>, const T *, const T *, const T *, int64_t, const T *, T *, T *) =
-      vector ? backward<T, V> : backward<T, 1>;
+      vector ? gate_gradients<T, V> : gate_gradients<T, 1>;
   run<<<grid_of(s, rows, n, vector ? V : 1), dim3(LANES, ROWS), 0, s->stream>>>(
       rows, n, (Wide<T>)scale, (const T *)a, (const T *)b, (const T *)z, ldz, (const T *)gy, (T *)ga, (T *)gz);
 }
