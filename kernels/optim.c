@@ -3,47 +3,62 @@
 #include "optim.h"
 
 #include <math.h>
+#include <omp.h>
 
 enum { CHUNK = 8192 }; /* elements updated by one task */
 enum { BLOCKS = 64 };  /* partial sums of a reduction */
 
 #define END(from, step, n) ((n) - (from) < (step) ? (n) : (from) + (step))
 
-void K(adamw)(CabStream *stream, int64_t n, double lr, double beta1, double beta2, double eps, double decay,
-              int64_t step, double scale, const real *g, real *w, real *m, real *v) {
-  (void)stream;
-  const real b1 = (real)beta1, b2 = (real)beta2, c1 = (real)(1 - beta1), c2 = (real)(1 - beta2);
-  const real rate = (real)(lr / (1 - pow(beta1, (double)step))); /* lr m^ = rate m */
-  const real root = (real)(1 / (1 - pow(beta2, (double)step)));
-  const real shrink = (real)(lr * decay), e = (real)eps, s = (real)scale;
-#pragma omp parallel for schedule(static) if (n > CHUNK)
-  for (int64_t from = 0; from < n; from += CHUNK) {
-    int64_t to = END(from, CHUNK, n);
+typedef struct {
+  real b1, b2, c1, c2, eps, scale, share;
+} Rates;
+
+/* Elements from .. to of one tensor. */
+static void update_chunk(const UpdateSlice *p, Rates r, const double *now, int64_t from, int64_t to) {
+  if (p->g) {
+    const real *g = p->g;
+    real *w = p->w, *m = p->m, *v = p->v;
+    const real rate = (real)now[NOW_AGES + 2 * p->age], root = (real)now[NOW_AGES + 2 * p->age + 1]; /* lr m^ = rate m */
+    const real shrink = (real)(now[NOW_LR] * p->decay);
 #pragma omp simd
     for (int64_t i = from; i < to; i++) {
-      real gi = s * g[i];
-      real mi = b1 * m[i] + c1 * gi, vi = b2 * v[i] + c2 * gi * gi;
-      real move = rate * mi / ((real)sqrt(root * vi) + e) + shrink * w[i];
+      real gi = r.scale * g[i];
+      real mi = r.b1 * m[i] + r.c1 * gi, vi = r.b2 * v[i] + r.c2 * gi * gi;
+      real move = rate * mi / ((real)sqrt(root * vi) + r.eps) + shrink * w[i];
       m[i] = mi;
       v[i] = vi;
       w[i] -= move;
     }
   }
-}
-
-void K(ema)(CabStream *stream, int64_t n, double keep, const real *w, real *average) {
-  (void)stream;
-  const real share = (real)(1 - keep);
-#pragma omp parallel for schedule(static) if (n > CHUNK)
-  for (int64_t from = 0; from < n; from += CHUNK) {
-    int64_t to = END(from, CHUNK, n);
+  if (p->average) {
+    const real *w = p->w;
+    real *average = p->average;
 #pragma omp simd
-    for (int64_t i = from; i < to; i++) average[i] += share * (w[i] - average[i]);
+    for (int64_t i = from; i < to; i++) average[i] += r.share * (w[i] - average[i]);
   }
 }
 
-void K(sum_squares)(CabStream *stream, int64_t n, const real *x, double *out) {
+void K(adamw_average)(CabStream *stream, int64_t count, const UpdateSlice *list, const double *now) {
   (void)stream;
+  const double scale = now[NOW_SCALE], beta1 = now[NOW_BETA1], beta2 = now[NOW_BETA2];
+  const Rates r = {(real)beta1,         (real)beta2, (real)(1 - beta1),          (real)(1 - beta2),
+                   (real)now[NOW_EPS], (real)scale, (real)(1 - now[NOW_KEEP])};
+  int64_t total = 0;
+  if (scale != scale) return;
+  for (int64_t i = 0; i < count; i++) total += list[i].n;
+  /* Chunks are dealt out like cards: small tensors keep all threads busy too. */
+#pragma omp parallel if (total > CHUNK)
+  {
+    const int64_t threads = omp_get_num_threads(), own = omp_get_thread_num();
+    int64_t chunk = 0;
+    for (int64_t i = 0; i < count; i++)
+      for (int64_t from = 0; from < list[i].n; from += CHUNK)
+        if (chunk++ % threads == own) update_chunk(&list[i], r, now, from, END(from, CHUNK, list[i].n));
+  }
+}
+
+static double sum_squares(int64_t n, const real *x) {
   double partial[BLOCKS], total = 0;
   int64_t step = (n + BLOCKS - 1) / BLOCKS;
 #pragma omp parallel for schedule(static) if (n > CHUNK)
@@ -55,7 +70,18 @@ void K(sum_squares)(CabStream *stream, int64_t n, const real *x, double *out) {
     partial[block] = sum;
   }
   for (int block = 0; block < BLOCKS; block++) total += partial[block];
-  *out = total;
+  return total;
+}
+
+void K(grad_norm)(CabStream *stream, int64_t count, const UpdateSlice *list, double *now) {
+  (void)stream;
+  double total = 0, bad = 0;
+  for (int64_t i = 0; i < count; i++) {
+    const double squares = list[i].g ? sum_squares(list[i].n, list[i].g) : 0;
+    if (squares - squares != 0) bad = (double)(i + 1);
+    total += squares;
+  }
+  optim_note_norm(now, sqrt(total), bad);
 }
 
 /* x - x is 0 for finite x, NaN otherwise. */

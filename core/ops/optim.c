@@ -7,8 +7,7 @@
 #include "op.h"
 #include "update.h"
 
-/* RUN without a call: the twin for one tensor. */
-#define TWIN_FOR(t, name) name##_fn *name##_twin = (name##_fn *)cab_twin((t)->storage->device, (t)->dtype, #name)
+/* ---- checks ----------------------------------------------------------------------------------- */
 
 static CabStatus check_written(const char *op, const char *what, int index, const CabTensor *t) {
   char text[160];
@@ -18,12 +17,22 @@ static CabStatus check_written(const char *op, const char *what, int index, cons
   return cab_fail(CAB_E_LUA, "%s: %s %d is %s, expected f32 or f64 and contiguous", op, what, index + 1, cab_shape_text(t, text));
 }
 
+/* A parameter of the type and device of the first. */
+static CabStatus check_param(const char *op, int index, const CabTensor *p, const CabTensor *first) {
+  CAB_TRY(check_written(op, "parameter", index, p));
+  if (p->dtype != first->dtype)
+    return cab_fail(CAB_E_LUA, "%s: parameter %d is %s, parameter 1 %s", op, index + 1, cab_dtype_name(p->dtype), cab_dtype_name(first->dtype));
+  if (p->storage->device == first->storage->device) return CAB_OK;
+  return cab_fail(CAB_E_LUA, "%s: parameter %d is on %s, parameter 1 on %s", op, index + 1, p->storage->device->name, first->storage->device->name);
+}
+
 /* `other` must be shaped like `t`. */
 static CabStatus check_pair(const char *op, const char *what, int index, const CabTensor *other, const CabTensor *t) {
   char have[160], want[160];
   CAB_TRY(check_written(op, what, index, other));
-  bool same = other->dtype == t->dtype && other->rank == t->rank && other->storage->device == t->storage->device &&
-              !memcmp(other->shape, t->shape, (size_t)t->rank * sizeof *t->shape);
+  if (other->storage->device != t->storage->device)
+    return cab_fail(CAB_E_LUA, "%s: %s %d is on %s, its parameter on %s", op, what, index + 1, other->storage->device->name, t->storage->device->name);
+  bool same = other->dtype == t->dtype && other->rank == t->rank && !memcmp(other->shape, t->shape, (size_t)t->rank * sizeof *t->shape);
   if (same) return CAB_OK;
   return cab_fail(CAB_E_LUA, "%s: %s %d is %s, expected %s", op, what, index + 1, cab_shape_text(other, have), cab_shape_text(t, want));
 }
@@ -32,85 +41,314 @@ static CabStatus check_grad(const char *op, int index, const CabTensor *p) {
   char text[160];
   if (!p->grad) return CAB_OK;
   if (!p->grad->storage) return cab_fail(CAB_E_LUA, "%s: the gradient of parameter %d is closed (closed at %s)", op, index + 1, p->grad->closed_at);
-  if (p->grad->dtype == p->dtype && cab_tensor_count(p->grad) == cab_tensor_count(p)) return CAB_OK;
-  return cab_fail(CAB_E_LUA, "%s: the gradient of parameter %d is %s", op, index + 1, cab_shape_text(p->grad, text));
+  bool fits = p->grad->dtype == p->dtype && cab_tensor_count(p->grad) == cab_tensor_count(p) && p->grad->storage->device == p->storage->device;
+  if (fits) return CAB_OK;
+  return cab_fail(CAB_E_LUA, "%s: the gradient of parameter %d is %s on %s", op, index + 1, cab_shape_text(p->grad, text), p->grad->storage->device->name);
 }
 
-/* ---- updates ---------------------------------------------------------------------------------- */
+/* ---- slices ----------------------------------------------------------------------------------- */
 
-static CabStatus adamw_one(CabTensor *p, CabTensor *m, CabTensor *v, const CabAdamw *o) {
-  TWIN_FOR(p, adamw);
-  CabTensor *g = adamw_twin ? cab_tensor_contiguous_copy(p->grad) : NULL;
-  if (!g) return cab_error()->code;
-  adamw_twin(p->storage->device->stream, cab_tensor_count(p), o->lr, o->beta1, o->beta2, o->eps, o->decay, o->step, o->scale,
-             cab_tensor_data(g), cab_tensor_data(p), cab_tensor_data(m), cab_tensor_data(v));
-  cab_tensor_release(g);
-  cab_tensor_touch(p, NULL);
-  cab_tensor_touch(m, NULL);
-  cab_tensor_touch(v, NULL);
+/* What a call hands to a kernel. A gradient that is not contiguous is copied for its time. */
+typedef struct {
+  int count;
+  UpdateSlice *list;
+  CabTensor **copies;
+} Slices;
+
+static CabStatus slices_new(Slices *s, int count) {
+  s->count = count;
+  s->list = cab_calloc((size_t)count + 1, sizeof *s->list);
+  s->copies = s->list ? cab_calloc((size_t)count + 1, sizeof *s->copies) : NULL;
+  return s->copies ? CAB_OK : cab_error()->code;
+}
+
+static void slices_drop_copies(Slices *s) {
+  for (int i = 0; s->copies && i < s->count; i++) {
+    cab_tensor_release(s->copies[i]);
+    s->copies[i] = NULL;
+  }
+}
+
+static void slices_free(Slices *s) {
+  slices_drop_copies(s);
+  cab_free(s->list);
+  cab_free(s->copies);
+}
+
+static CabStatus slices_take_grads(Slices *s, CabTensor **params) {
+  for (int i = 0; i < s->count; i++) {
+    s->list[i].n = cab_tensor_count(params[i]);
+    s->list[i].g = NULL;
+    if (!params[i]->grad) continue;
+    if (!(s->copies[i] = cab_tensor_contiguous_copy(params[i]->grad))) return cab_error()->code;
+    s->list[i].g = cab_tensor_data(s->copies[i]);
+  }
   return CAB_OK;
 }
+
+/* m, v and averages may be NULL, as may single averages. */
+static void slices_take_state(Slices *s, CabTensor **params, CabTensor **m, CabTensor **v, CabTensor **averages) {
+  for (int i = 0; i < s->count; i++) {
+    UpdateSlice *slice = &s->list[i];
+    slice->n = cab_tensor_count(params[i]);
+    slice->w = cab_tensor_data(params[i]);
+    slice->m = m ? cab_tensor_data(m[i]) : NULL;
+    slice->v = v ? cab_tensor_data(v[i]) : NULL;
+    slice->average = averages && averages[i] ? cab_tensor_data(averages[i]) : NULL;
+  }
+}
+
+/* ---- launches --------------------------------------------------------------------------------- */
+
+/* RUN for a tensor: the twin for its device and type. */
+#define RUN_FOR(t, name, ...)                                                               \
+  do {                                                                                      \
+    CabDevice *device_ = (t)->storage->device;                                              \
+    name##_fn *twin_ = (name##_fn *)cab_twin(device_, (t)->dtype, #name);                   \
+    if (!twin_) return cab_error()->code;                                                   \
+    twin_(device_->stream, __VA_ARGS__);                                                    \
+    CAB_TRY(cab_launched(device_, #name));                                                  \
+  } while (0)
+
+static CabStatus run_norm(const Slices *s, const CabTensor *like, double *now) {
+  RUN_FOR(like, grad_norm, s->count, s->list, now);
+  return CAB_OK;
+}
+
+static CabStatus run_update(const Slices *s, CabTensor **params, CabTensor **m, CabTensor **v, CabTensor **averages, const double *now) {
+  RUN_FOR(params[0], adamw_average, s->count, s->list, now);
+  for (int i = 0; i < s->count; i++) {
+    if (s->list[i].g) cab_tensor_touch(params[i], NULL), cab_tensor_touch(m[i], NULL), cab_tensor_touch(v[i], NULL);
+    if (s->list[i].average) cab_tensor_touch(averages[i], NULL);
+  }
+  return CAB_OK;
+}
+
+/* now[] where the tensors are; NULL: error slot. */
+static double *numbers_on(CabDevice *device, const double *host, int64_t count) {
+  size_t bytes = (size_t)count * sizeof *host;
+  double *now = device->alloc(device, bytes);
+  if (!now || device->copy(device, now, host, bytes, 1) == CAB_OK) return now;
+  device->release(device, now, bytes);
+  return NULL;
+}
+
+/* lr / (1 - beta1^t), 1 / (1 - beta2^t) */
+static void set_age(double *now, int64_t age, int64_t t) {
+  now[NOW_AGES + 2 * age] = now[NOW_LR] / (1 - pow(now[NOW_BETA1], (double)t));
+  now[NOW_AGES + 2 * age + 1] = 1 / (1 - pow(now[NOW_BETA2], (double)t));
+}
+
+/* ---- single updates --------------------------------------------------------------------------- */
+
+enum { ONE_AGE = NOW_AGES + 2 }; /* numbers of a call where all parameters began together */
 
 CabStatus cab_adamw(int count, CabTensor **params, CabTensor **m, CabTensor **v, const CabAdamw *options) {
   if (options->step < 1) return cab_fail(CAB_E_LUA, "adamw: 'step' is %lld, expected 1 or more", (long long)options->step);
   for (int i = 0; i < count; i++) {
-    CAB_TRY(check_written("adamw", "parameter", i, params[i]));
+    CAB_TRY(check_param("adamw", i, params[i], params[0]));
     CAB_TRY(check_pair("adamw", "first moment", i, m[i], params[i]));
     CAB_TRY(check_pair("adamw", "second moment", i, v[i], params[i]));
     CAB_TRY(check_grad("adamw", i, params[i]));
   }
-  for (int i = 0; i < count; i++)
-    if (params[i]->grad) CAB_TRY(adamw_one(params[i], m[i], v[i], options));
-  return CAB_OK;
+  if (!count) return CAB_OK;
+  CabDevice *device = params[0]->storage->device;
+  double host[ONE_AGE] = {[NOW_SCALE] = options->scale, [NOW_LR] = options->lr, [NOW_BETA1] = options->beta1,
+                          [NOW_BETA2] = options->beta2, [NOW_EPS] = options->eps};
+  set_age(host, 0, options->step);
+  Slices s = {0};
+  CabStatus status = slices_new(&s, count);
+  if (status == CAB_OK) status = slices_take_grads(&s, params);
+  if (status == CAB_OK) slices_take_state(&s, params, m, v, NULL);
+  for (int i = 0; status == CAB_OK && i < count; i++) s.list[i].decay = options->decay;
+  double *now = status == CAB_OK ? numbers_on(device, host, ONE_AGE) : NULL;
+  if (status == CAB_OK) status = now ? run_update(&s, params, m, v, NULL, now) : cab_error()->code;
+  device->release(device, now, sizeof host);
+  slices_free(&s);
+  return status;
 }
 
 CabStatus cab_ema(int count, CabTensor **averages, CabTensor **params, double keep) {
   for (int i = 0; i < count; i++) {
-    CAB_TRY(check_written("ema", "parameter", i, params[i]));
+    CAB_TRY(check_param("ema", i, params[i], params[0]));
     CAB_TRY(check_pair("ema", "average", i, averages[i], params[i]));
   }
-  for (int i = 0; i < count; i++) {
-    TWIN_FOR(params[i], ema);
-    if (!ema_twin) return cab_error()->code;
-    ema_twin(params[i]->storage->device->stream, cab_tensor_count(params[i]), keep, cab_tensor_data(params[i]), cab_tensor_data(averages[i]));
-    cab_tensor_touch(averages[i], NULL);
-  }
-  return CAB_OK;
-}
-
-/* ---- numbers ---------------------------------------------------------------------------------- */
-
-/* sums[slot] = sum of squares of p's gradient, on p's device */
-static CabStatus grad_squares(CabTensor *p, CabTensor *sums, int slot) {
-  TWIN_FOR(p, sum_squares);
-  CabTensor *g = sum_squares_twin ? cab_tensor_contiguous_copy(p->grad) : NULL;
-  if (!g) return cab_error()->code;
-  sum_squares_twin(p->storage->device->stream, cab_tensor_count(g), cab_tensor_data(g), (double *)cab_tensor_data(sums) + slot);
-  cab_tensor_release(g);
-  return CAB_OK;
+  if (!count) return CAB_OK;
+  CabDevice *device = params[0]->storage->device;
+  double host[NOW_AGES] = {[NOW_SCALE] = 1, [NOW_KEEP] = keep};
+  Slices s = {0};
+  CabStatus status = slices_new(&s, count);
+  if (status == CAB_OK) slices_take_state(&s, params, NULL, NULL, averages);
+  double *now = status == CAB_OK ? numbers_on(device, host, NOW_AGES) : NULL;
+  if (status == CAB_OK) status = now ? run_update(&s, params, NULL, NULL, averages, now) : cab_error()->code;
+  device->release(device, now, sizeof host);
+  slices_free(&s);
+  return status;
 }
 
 CabStatus cab_grad_norm(int count, CabTensor **params, double *norm) {
-  int64_t used = 0;
   *norm = 0;
   for (int i = 0; i < count; i++) {
-    CAB_TRY(check_written("grad_norm", "parameter", i, params[i]));
+    CAB_TRY(check_param("grad_norm", i, params[i], params[0]));
     CAB_TRY(check_grad("grad_norm", i, params[i]));
-    if (params[i]->storage->device != params[0]->storage->device) return cab_fail(CAB_E_LUA, "grad_norm: parameters on two devices");
-    used += params[i]->grad != NULL;
   }
-  if (!used) return CAB_OK;
-  CabTensor *sums = cab_tensor_new(params[0]->storage->device, CAB_F64, 1, &used), *host = NULL;
-  CabStatus status = sums ? CAB_OK : cab_error()->code;
-  for (int i = 0, slot = 0; i < count && status == CAB_OK; i++)
-    if (params[i]->grad) status = grad_squares(params[i], sums, slot++);
-  if (status == CAB_OK && !(host = cab_tensor_to(sums, cab_cpu(), CAB_F64))) status = cab_error()->code;
-  for (int64_t i = 0; status == CAB_OK && i < used; i++) *norm += ((double *)cab_tensor_data(host))[i];
-  *norm = sqrt(*norm);
-  cab_tensor_release(sums);
-  cab_tensor_release(host);
+  if (!count) return CAB_OK;
+  CabDevice *device = params[0]->storage->device;
+  double host[NOW_AGES] = {0};
+  Slices s = {0};
+  CabStatus status = slices_new(&s, count);
+  if (status == CAB_OK) status = slices_take_grads(&s, params);
+  double *now = status == CAB_OK ? numbers_on(device, host, NOW_AGES) : NULL;
+  if (status == CAB_OK) status = now ? run_norm(&s, params[0], now) : cab_error()->code;
+  if (status == CAB_OK) status = device->copy(device, norm, now + NOW_NORM, sizeof *norm, 2);
+  device->release(device, now, sizeof host);
+  slices_free(&s);
   return status;
 }
+
+/* ---- the optimizer ---------------------------------------------------------------------------- */
+
+struct CabOptimizer {
+  int count, ages;
+  CabTensor **params, **m, **v, **averages; /* in one block, params first */
+  int64_t *born;
+  int64_t *age;      /* step in which the parameters of age i began; one more is kept ready for the next to begin */
+  int64_t step;
+  int64_t began;     /* the step if parameters began in it as it ran: taken back if it turns out to be skipped */
+  Slices slices;
+  CabDevice *device;
+  double *host, *now;
+  size_t bytes;      /* of each */
+};
+
+static int age_of(const CabOptimizer *o, int64_t born) {
+  for (int i = 0; i < o->ages; i++)
+    if (o->age[i] == born) return i;
+  return o->ages;
+}
+
+static void begin_at(CabOptimizer *o, int parameter, int64_t step) {
+  int age = age_of(o, step);
+  if (age == o->ages) o->age[o->ages++] = step;
+  o->born[parameter] = step;
+  o->slices.list[parameter].age = age;
+}
+
+static CabStatus check_optimizer(CabTensor **params, CabTensor **m, CabTensor **v, CabTensor **averages, int count) {
+  for (int i = 0; i < count; i++) {
+    CAB_TRY(check_param("optimizer", i, params[i], params[0]));
+    CAB_TRY(check_pair("optimizer", "first moment", i, m[i], params[i]));
+    CAB_TRY(check_pair("optimizer", "second moment", i, v[i], params[i]));
+    if (averages[i]) CAB_TRY(check_pair("optimizer", "average", i, averages[i], params[i]));
+  }
+  return CAB_OK;
+}
+
+static CabStatus optimizer_fill(CabOptimizer *o, const CabOptimizerSpec *spec) {
+  size_t count = (size_t)spec->count;
+  o->bytes = (NOW_AGES + 2 * (count + 1)) * sizeof *o->host; /* no more ages than parameters */
+  o->params = cab_calloc(4 * count + 1, sizeof *o->params);
+  o->born = cab_calloc(count + 1, sizeof *o->born);
+  o->age = cab_calloc(count + 1, sizeof *o->age);
+  o->host = cab_calloc(1, o->bytes);
+  CAB_TRY(slices_new(&o->slices, spec->count));
+  if (!o->params || !o->born || !o->age || !o->host) return cab_error()->code;
+  o->m = o->params + count, o->v = o->m + count, o->averages = o->v + count;
+  o->count = spec->count;
+  for (int i = 0; i < o->count; i++) {
+    o->params[i] = cab_tensor_retain(spec->params[i]);
+    o->m[i] = cab_tensor_retain(spec->m[i]);
+    o->v[i] = cab_tensor_retain(spec->v[i]);
+    o->averages[i] = cab_tensor_retain(spec->averages[i]);
+    o->slices.list[i].decay = spec->decay[i];
+    if (spec->born[i] < 0) return cab_fail(CAB_E_LUA, "optimizer: 'born' of parameter %d is %lld, expected 0 or a step", i + 1, (long long)spec->born[i]);
+    if (spec->born[i]) begin_at(o, i, spec->born[i]);
+  }
+  o->host[NOW_BETA1] = spec->beta1, o->host[NOW_BETA2] = spec->beta2, o->host[NOW_EPS] = spec->eps;
+  o->device = o->count ? o->params[0]->storage->device : cab_cpu();
+  o->now = numbers_on(o->device, o->host, (int64_t)(o->bytes / sizeof *o->host));
+  return o->now ? CAB_OK : cab_error()->code;
+}
+
+CabOptimizer *cab_optimizer_new(const CabOptimizerSpec *spec) {
+  if (check_optimizer(spec->params, spec->m, spec->v, spec->averages, spec->count)) return NULL;
+  CabOptimizer *o = cab_calloc(1, sizeof *o);
+  if (!o || optimizer_fill(o, spec) == CAB_OK) return o;
+  CabError error = *cab_error();
+  cab_optimizer_free(o);
+  *cab_error() = error;
+  return NULL;
+}
+
+void cab_optimizer_free(CabOptimizer *o) {
+  if (!o) return;
+  if (o->now) o->device->release(o->device, o->now, o->bytes);
+  for (int i = 0; i < 4 * o->count; i++) cab_tensor_release(o->params[i]);
+  slices_free(&o->slices);
+  cab_free(o->params);
+  cab_free(o->born);
+  cab_free(o->age);
+  cab_free(o->host);
+  cab_free(o);
+}
+
+CabStatus cab_optimizer_set(CabOptimizer *o, int64_t step, double lr, double clip, double keep) {
+  if (step < 1) return cab_fail(CAB_E_LUA, "optimizer: 'step' is %lld, expected 1 or more", (long long)step);
+  for (int i = 0; i < o->ages; i++)
+    if (o->age[i] > step)
+      return cab_fail(CAB_E_LUA, "optimizer: 'step' is %lld, but parameters began in step %lld", (long long)step, (long long)o->age[i]);
+  o->host[NOW_STEP] = (double)step, o->host[NOW_LR] = lr, o->host[NOW_CLIP] = clip, o->host[NOW_KEEP] = keep;
+  for (int i = 0; i < o->ages; i++) set_age(o->host, i, step - o->age[i] + 1);
+  set_age(o->host, o->ages, 1);
+  size_t numbers = (size_t)(NOW_AGES - NOW_STEP + 2 * (o->ages + 1));
+  CAB_TRY(o->device->copy(o->device, o->now + NOW_STEP, o->host + NOW_STEP, numbers * sizeof *o->host, 1));
+  o->step = step;
+  return CAB_OK;
+}
+
+CabStatus cab_optimizer_step(CabOptimizer *o) {
+  if (!o->step) return cab_fail(CAB_E_LUA, "optimizer: step before set");
+  CAB_TRY(check_optimizer(o->params, o->m, o->v, o->averages, o->count));
+  for (int i = 0; i < o->count; i++) CAB_TRY(check_grad("optimizer", i, o->params[i]));
+  if (!o->count) return CAB_OK;
+  CabStatus status = slices_take_grads(&o->slices, o->params);
+  slices_take_state(&o->slices, o->params, o->m, o->v, o->averages);
+  if (status == CAB_OK) status = run_norm(&o->slices, o->params[0], o->now);
+  for (int i = 0; status == CAB_OK && i < o->count; i++) {
+    if (!o->params[i]->grad || o->born[i]) continue;
+    begin_at(o, i, o->step);
+    o->began = o->device->capturing ? 0 : o->step; /* a captured update has the age for good */
+  }
+  if (status == CAB_OK) status = run_update(&o->slices, o->params, o->m, o->v, o->averages, o->now);
+  slices_drop_copies(&o->slices);
+  return status;
+}
+
+/* The last step changed nothing: parameters that began in it have yet to begin. */
+static void take_back(CabOptimizer *o) {
+  if (!o->began || o->began != o->step || o->age[o->ages - 1] != o->step) return;
+  for (int i = 0; i < o->count; i++)
+    if (o->born[i] == o->step) o->born[i] = 0;
+  o->ages--;
+  o->began = 0;
+}
+
+CabStatus cab_optimizer_report(CabOptimizer *o, CabOptimizerReport *out) {
+  const double none = 0;
+  double now[NOW_STEP];
+  CAB_TRY(o->device->copy(o->device, now, o->now, sizeof now, 2));
+  *out = (CabOptimizerReport){now[NOW_NORM], (int64_t)now[NOW_SKIPPED], (int64_t)now[NOW_BAD_STEP], (int)now[NOW_BAD_SLICE]};
+  if (!out->skipped) return CAB_OK;
+  if (now[NOW_SCALE] != now[NOW_SCALE]) take_back(o);
+  return o->device->copy(o->device, o->now + NOW_SKIPPED, &none, sizeof none, 1);
+}
+
+const int64_t *cab_optimizer_born(const CabOptimizer *o, int *count) {
+  *count = o->count;
+  return o->born;
+}
+
+/* ---- top k ------------------------------------------------------------------------------------ */
 
 static int64_t count_hits(int64_t rows, int64_t classes, int64_t k, const double *x, const int32_t *label) {
   int64_t hits = 0;

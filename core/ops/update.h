@@ -1,5 +1,5 @@
 /* update.h - updates in place and the numbers they need; not differentiable. Lists hold `count` tensors each; parameters
- * are contiguous f32 or f64 tensors. All arguments are checked before anything is written. */
+ * are contiguous tensors on one device, all f32 or all f64. All arguments are checked before anything is written. */
 #ifndef CAB_OPS_UPDATE_H
 #define CAB_OPS_UPDATE_H
 #include "tensor.h"
@@ -15,6 +15,33 @@ CabStatus cab_adamw(int count, CabTensor **params, CabTensor **m, CabTensor **v,
 CabStatus cab_ema(int count, CabTensor **averages, CabTensor **params, double keep);
 /* L2 norm over all gradients, summed in f64; NaN and Inf propagate. 0 if there is none. */
 CabStatus cab_grad_norm(int count, CabTensor **params, double *norm);
+
+/* The same for a training step, in launches that can be captured: norm, clipping, AdamW, averages. What differs from step
+ * to step is brought to the device by cab_optimizer_set, outside a capture. The bias correction of a parameter counts from
+ * its first step with a gradient; its average moves in every step. A norm that is not finite leaves all as it is. */
+typedef struct CabOptimizer CabOptimizer;
+typedef struct {
+  int count;
+  CabTensor **params, **m, **v;
+  CabTensor **averages;  /* NULL where a parameter has none */
+  const double *decay;   /* of each parameter */
+  const int64_t *born;   /* step of its first gradient, 0: none yet */
+  double beta1, beta2, eps;
+} CabOptimizerSpec;
+CabOptimizer *cab_optimizer_new(const CabOptimizerSpec *spec); /* retains the tensors; NULL + error */
+void cab_optimizer_free(CabOptimizer *o);                      /* NULL allowed */
+/* For the steps from now on. step counts from 1; clip: bound of the norm, 0: off; keep: of the averages. */
+CabStatus cab_optimizer_set(CabOptimizer *o, int64_t step, double lr, double clip, double keep);
+CabStatus cab_optimizer_step(CabOptimizer *o); /* launches only */
+typedef struct {
+  double norm;      /* of the last step */
+  int64_t skipped;  /* steps without a finite norm since the last report, */
+  int64_t step;     /* the first of them, */
+  int parameter;    /* and the last parameter whose own gradient had none then, from 1 (0: none alone) */
+} CabOptimizerReport;
+CabStatus cab_optimizer_report(CabOptimizer *o, CabOptimizerReport *out); /* waits for the device */
+const int64_t *cab_optimizer_born(const CabOptimizer *o, int *count);
+
 /* Rows of logits [R,C] whose label (i32 [R], -1: left out) is among the k largest. Ties go to the lower class. */
 CabStatus cab_top_k(CabTensor *logits, CabTensor *labels, int64_t k, int64_t *hits);
 #endif
