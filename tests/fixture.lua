@@ -1,10 +1,15 @@
---- The cases of tests/fixtures/ops.safetensors (float64 PyTorch, tests/reference/ops.py) as calls for tests/parity.lua.
+--- The cases of tests/fixtures/ops.safetensors and bridge.safetensors (float64 PyTorch, tests/reference/) as calls for
+--- tests/parity.lua.
 local core = require "cab.core"
 local op = core.ops
-local M = {}
+local tensors, cases = {}, {}
+local M = { tensors = tensors, calls = {} }
 
-local tensors, metadata = core.load "tests/fixtures/ops.safetensors"
-M.tensors = tensors
+for _, name in ipairs { "ops", "bridge" } do
+  local part, metadata = core.load("tests/fixtures/" .. name .. ".safetensors")
+  for key, t in pairs(part) do tensors[key] = t end
+  for _, case in ipairs(core.json_decode(metadata.cases)) do cases[#cases + 1] = case end
+end
 
 --- The names that a row's signature marks with ^: parameters, statistics, states, losses.
 function M.wide(name)
@@ -49,7 +54,6 @@ local function call(case)
   return c
 end
 
-M.calls = {}
-for i, case in ipairs(core.json_decode(metadata.cases)) do M.calls[i] = call(case) end
+for i, case in ipairs(cases) do M.calls[i] = call(case) end
 
 return M

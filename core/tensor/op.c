@@ -203,6 +203,7 @@ static CabStatus take_inputs(CabCall *c, const CabSignature *sig, CabTensor **in
     if (!in[i]) continue;
     bool as_is = sig->in[i].broadcast || (sig->in[i].rows && cab_tensor_rows(in[i], &ld));
     CAB_TRY(replace_input(c, i, as_is ? cab_tensor_retain(in[i]) : cab_tensor_contiguous_copy(in[i])));
+    c->in[i]->requires_grad = in[i]->requires_grad; /* also of a copy: cab_call_constant asks */
   }
   return CAB_OK;
 }

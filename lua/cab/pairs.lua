@@ -85,12 +85,17 @@ local function missing(side, name, have)
   options.unknown(("tap of the %s's that this strategy needs:"):format(side), name, options.names(have), 1)
 end
 
+-- The teacher's taps of that name in the open step.
+local function tap(t, name)
+  local now = t.owner.now or options.fail(1, "pairs-step", "pairs: no step is open; call pairs:step(student_taps, teacher_taps)")
+  return now.teacher[name] or missing("teacher", name, now.teacher)
+end
+
 -- t: the teacher's side of one entry.
 local Teacher = {}
 function Teacher.__index(t, name)
   if Teacher[name] then return Teacher[name] end
-  local now = t.owner.now or options.fail(1, "pairs-step", "pairs: no step is open; call pairs:step(student_taps, teacher_taps)")
-  local list = now.teacher[name] or missing("teacher", name, now.teacher)
+  local list = tap(t, name)
   if name == "logits" then return list end
   return t.owner:memo(name .. t.layer, function()
     local x = list[t.layer]
@@ -99,16 +104,19 @@ function Teacher.__index(t, name)
   end)
 end
 
+local NONE = {}
+
+-- The statistics that a map needs of tap `name`: {mean=, deviation=}, empty for maps that need none.
+local function statistics(t, name, map)
+  if map ~= "standard" then return NONE end
+  return t.owner.stats[name .. "." .. t.layer] or options.fail(1, "pairs-statistics",
+    "pairs: the map 'standard' needs statistics: call pairs:measure(teacher, batches)")
+end
+
 local function mapped(t, name, fn, map)
-  local owner = t.owner
-  return owner:memo(name .. t.layer .. "/" .. map, function()
-    local x = t[name]
-    if map ~= "standard" then return fn(x, nil, nil, { map = map }) end
-    local s = owner.stats[name .. "." .. t.layer]
-    if not s then
-      options.fail(1, "pairs-statistics", "pairs: the map 'standard' needs statistics: call pairs:measure(teacher, batches)")
-    end
-    return fn(x, s.mean, s.deviation, { map = map })
+  return t.owner:memo(name .. t.layer .. "/" .. map, function()
+    local s = statistics(t, name, map)
+    return fn(t[name], s.mean, s.deviation, { map = map })
   end)
 end
 
@@ -117,6 +125,21 @@ end
 function Teacher:keys(map) return mapped(self, "k", op.map_keys, map) end
 --- The same for queries.
 function Teacher:queries(map) return mapped(self, "q", op.map_queries, map) end
+
+--- The same targets as strategy:bridge takes them. Where op.bridge can, it maps and reorders them as it reads: `tap` is
+--- the teacher's own, `first` and `second` say where the student has its class tokens. `mapped()` is the tensor of above.
+---@param name "k"|"q"
+---@return {tap: cab.Tensor, map: string, mean?: cab.Tensor, deviation?: cab.Tensor, first: integer, second: integer, mapped: fun(): cab.Tensor}
+function Teacher:target(name, map)
+  local function whole() return name == "k" and self:keys(map) or self:queries(map) end
+  local at = self.owner.class_positions
+  if map == "softmax" or #at > 2 then return { tap = whole(), map = "none", first = 1, second = 0, mapped = whole } end
+  local s = statistics(self, name, map)
+  return {
+    tap = tap(self, name)[self.layer]:detach(), map = map, mean = s.mean, deviation = s.deviation,
+    first = at[1] or 0, second = at[2] or 0, mapped = whole,
+  }
+end
 
 -- s: the student's side of one entry: this layer's taps, in this direction.
 local Student = {}

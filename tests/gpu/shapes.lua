@@ -223,6 +223,45 @@ local function maps(b, l, d)
   end
 end
 
+-- x and targets are parts of packed projections. o: map, first, second; taps: 1 or 2; frozen: names without a gradient; plain: nothing
+-- is packed.
+local function bridge(b, l, n, h, d, o)
+  local map, first, second = o.map or "standard", o.first or 1, o.second or 0
+  local tokens = l + 1 - (first > 0 and 1 or 0) - (second > 0 and 1 or 0)
+  local function make()
+    local real, wide = {}, {}
+    real.low, real.qkv = normal(b, l, 3 + 2 * n), normal(b, tokens, 3 * d)
+    for _, name in ipairs { "B", "C" } do
+      wide[name .. "_w1"], wide[name .. "_b1"] = normal(h, n) * n ^ -0.5, normal(h)
+      wide[name .. "_w2"], wide[name .. "_b2"] = normal(d, h) * h ^ -0.5, normal(d)
+    end
+    if map == "standard" then
+      for _, name in ipairs { "k", "q" } do wide[name .. "_mean"], wide[name .. "_deviation"] = normal(d), positive(d) end
+    end
+    return { real = real, wide = wide }
+  end
+  local frozen = { "qkv", "k_mean", "k_deviation", "q_mean", "q_deviation" }
+  for _, name in ipairs(o.frozen or {}) do frozen[#frozen + 1] = name end
+  add { "bridge", ("b%d l%d n%d h%d d%d %s taps %d"):format(b, l, n, h, d, map, o.taps or 2), forward = 5e-5, frozen = frozen, make = make,
+    call = function(t)
+      local args, _ = { map = map, first = first, second = second }, nil
+      _, args.B, args.C = t.low:split(3, { 3, n, n })
+      args.q, args.k = t.qkv:split(3, { d, d, d })
+      if o.plain then
+        for _, name in ipairs { "B", "C", "q", "k" } do args[name] = args[name]:clone() end
+      end
+      for name, value in pairs(t) do
+        if name ~= "low" and name ~= "qkv" then args[name] = value end
+      end
+      if o.taps == 1 then
+        for name in pairs(args) do
+          if name:find "^[Cq]" then args[name] = nil end
+        end
+      end
+      return op.bridge(args)
+    end }
+end
+
 -- ---- losses ------------------------------------------------------------------------------------------
 
 local function entropy(rows, classes)
@@ -354,6 +393,17 @@ function M.full()
     gate(2, 17, 33, false)
     maps(3, 197, 192)
     maps(64, 50, 33)
+    bridge(1, 1, 1, 1, 1, { map = "none" })
+    bridge(3, 50, 16, 128, 64, { plain = true })
+    bridge(3, 197, 16, 128, 192, { first = 99 })
+    bridge(64, 197, 16, 128, 192, { first = 99 })
+    bridge(3, 197, 16, 128, 192, { first = 99, map = "exp", taps = 1, plain = true })
+    bridge(3, 197, 16, 128, 192, { first = 99, map = "relu", frozen = { "low" } })
+    bridge(3, 197, 16, 128, 192, { first = 99, plain = true, frozen = { "B_w1", "B_b1", "B_w2", "B_b2", "C_w1", "C_b1", "C_w2", "C_b2" } })
+    bridge(2, 37, 12, 128, 128, { first = 1, second = 37, plain = true })
+    bridge(5, 13, 7, 33, 17, { first = 0, map = "none" })
+    bridge(2, 17, 64, 256, 384, { map = "none" })
+    bridge(1, 65, 16, 100, 1030, { map = "none", taps = 1 })
     entropy(64, 1000)
     entropy(33, 10)
     entropy(3, 50257)
@@ -380,6 +430,7 @@ function M.real()
     entropy(64, 1000)
     embedding(4096, 50, 192)
     maps(8, 197, 192)
+    bridge(8, 197, 16, 128, 192, { first = 99 })
   end)
 end
 
@@ -409,6 +460,7 @@ function M.empty()
     gate(0, 5, 7, true)
     maps(0, 5, 7)
     maps(2, 0, 7)
+    bridge(0, 5, 3, 7, 9, { plain = true })
   end)
 end
 
@@ -442,6 +494,8 @@ function M.tiny()
     scan_matrix(2, 7, 5, 3, false)
     gate(2, 5, 7, true)
     maps(2, 5, 7)
+    bridge(2, 9, 3, 7, 5, { first = 4 })
+    bridge(2, 37, 16, 128, 64, { first = 4, plain = true })
     entropy(5, 7)
     losses(3, 7)
   end)

@@ -15,7 +15,7 @@ function bridge:loss(pairs)
   for i, s, t in pairs:each() do
     local B, C = s.B, s.C
     if self.detach then B, C = B:detach(), C:detach() end
-    sum = sum + self:fit(self.proj_B[i](B), t:keys(self.map)) + self:fit(self.proj_C[i](C), t:queries(self.map))
+    sum = sum + self:bridge({ self.proj_B[i], B, t:target("k", self.map) }, { self.proj_C[i], C, t:target("q", self.map) })
   end
   return sum / pairs.layers
 end
