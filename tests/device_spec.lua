@@ -375,6 +375,36 @@ describe("training on cuda", function()
     end
   end)
 
+  -- A loss times factor(n), n counting its runs on the device: step s is run s + 1, since the first step looks at each term.
+  local function counted(factor)
+    local runs, bad = core.zeros({}, "f32", "cuda"), cab.strategy { needs = {}, options = {} }
+    function bad:loss(_, batch)
+      runs:add_(1)
+      return cab.op.cross_entropy(batch.logits, batch.labels) * cab.op.sqrt(factor(runs))
+    end
+    return { device = "cuda", stages = { { loss = { bad = { bad } }, steps = 12 } }, eval = { every = 0, batch = 500 }, log = 10 }
+  end
+
+  it("stops where numbers are read after a step that is not finite, and names that step", function()
+    local path = out()
+    local e = refused(76, train, counted(function(n) return 6.5 - n end), { out = path })
+    assert.matches("step 6: loss 'bad' is not finite", e.message)
+    local report = core.json_decode(folder.read(path .. "/nan-report.json"))
+    assert.equal(6, report.step)
+    assert.equal(8, report.seen_at) -- a checkpoint was due
+    assert.equal(3, report.skipped)
+    assert.same({ what = "loss", tensor = "bad", bad = 1 }, report.first_bad)
+    assert.same({ 4 }, (folder.open(path, true):checkpoints()))
+  end)
+
+  it("skips such a step if the recipe says so", function()
+    local change = counted(function(n) return cab.op.square(n - 7) - 0.25 end)
+    change.guard = { nonfinite = "skip", skips = 3 }
+    local r = train(change)
+    assert.matches("warning: step 6: .* is not finite; step skipped", log_of(r))
+    for _, t in pairs((core.load(r.path .. "/checkpoints/step-12.safetensors"))) do assert.equal(0, t:range().bad) end
+  end)
+
   it("leaves no tensor behind", function()
     train { device = "cuda" }
     collectgarbage() collectgarbage()

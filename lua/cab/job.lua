@@ -10,7 +10,7 @@ local M = {}
 ---@field chip string
 ---@field fallback? string why "auto" is the CPU
 ---@field notes string[] what a run should say before it begins
----@field params table[] {name, tensor, decay, m, v, student: boolean, born: integer?}
+---@field params table[] {name, tensor, decay, m, v, average?, student: boolean, born?: step of the first gradient, of a checkpoint}
 local Job = {}
 Job.__index = Job
 
@@ -201,53 +201,17 @@ function M.total(terms)
   return sum
 end
 
-local Optimizer = {}
-Optimizer.__index = Optimizer
-
-function Optimizer:set(numbers) self.numbers = numbers end
-
--- One AdamW call for each set of parameters that decay alike and began at the same step (bias correction counts from there).
-local function update(self)
-  local job, n = self.job, self.numbers
-  local o, groups, order = job.recipe.optim, {}, {}
-  for _, p in ipairs(job.params) do
-    if p.tensor.grad then
-      p.born = p.born or n.step
-      local key = (p.decay and "d" or "n") .. p.born
-      local g = groups[key]
-      if not g then
-        g = { params = {}, m = {}, v = {}, decay = p.decay and o.weight_decay or 0, step = n.step - p.born + 1 }
-        groups[key], order[#order + 1] = g, g
-      end
-      local k = #g.params + 1
-      g.params[k], g.m[k], g.v[k] = p.tensor, p.m, p.v
-    end
+--- AdamW with clipping and averages over all parameters, as the recipe says; goes on from their moments.
+---@return userdata optimizer of core.optimizer
+function Job:optimizer()
+  local o = self.recipe.optim
+  local all = { params = {}, m = {}, v = {}, average = {}, decay = {}, born = {}, beta1 = o.beta1, beta2 = o.beta2, eps = o.eps }
+  for i, p in ipairs(self.params) do
+    all.params[i], all.m[i], all.v[i], all.average[i] = p.tensor, p.m, p.v, p.average or false
+    all.decay[i], all.born[i] = p.decay and o.weight_decay or 0, p.born or 0
   end
-  local scale = n.clip > 0 and math.min(1, n.clip / math.max(self.last, 1e-30)) or 1
-  for _, g in ipairs(order) do
-    core.adamw(g.params, scale, g.m, g.v,
-      { lr = n.lr, beta1 = o.beta1, beta2 = o.beta2, eps = o.eps, decay = g.decay, step = g.step })
-  end
+  return core.optimizer(all)
 end
-
-function Optimizer:step()
-  local job = self.job
-  self.last = core.grad_norm(job:tensors())
-  if self.last ~= self.last or self.last == math.huge then return end
-  update(self)
-  local averages, params = {}, {}
-  for _, p in ipairs(job.params) do
-    if p.average then averages[#averages + 1], params[#params + 1] = p.average, p.tensor end
-  end
-  core.ema(averages, params, self.numbers.keep)
-end
-
-function Optimizer:report()
-  local bad = self.last ~= self.last or self.last == math.huge
-  return { norm = self.last, skipped = bad and 1 or 0, step = self.numbers.step }
-end
-
-function Job:optimizer() return setmetatable({ job = self }, Optimizer) end
 
 ---@param only_student? boolean
 ---@return any[] tensors

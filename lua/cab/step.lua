@@ -26,24 +26,43 @@ function M.new(job, say)
     alike = 0, refused = false }, Step)
 end
 
---- Brings the next batch to where the step reads it: on a GPU into the staged tensors; a batch of another shape has its own.
+local function alike(t, u) return t:dtype() == u:dtype() and table.concat(t:shape(), ",") == table.concat(u:shape(), ",") end
+
+--- Brings a batch to where the step reads it: on a GPU into the staged tensors; a batch of another shape has its own.
 ---@param scope any the step's: what outlives the step is kept out of it
+---@param images any u8 or f32 [b,C,H,W] as a loader gives them
+---@param labels any i32[b]
+function Step:place(scope, images, labels)
+  local device, staged = self.job.device, self.staged
+  self.batch, self.fixed = { images = images, labels = labels }, false
+  if device == "cpu" then return end
+  self.fixed = not staged or (alike(staged.images, images) and alike(staged.labels, labels))
+  if staged and self.fixed then
+    staged.images:copy(images)
+    staged.labels:copy(labels)
+    self.batch = staged
+  else
+    self.batch = { images = images:to(device), labels = labels:to(device) }
+    if self.fixed then
+      scope:keep(self.batch.images, self.batch.labels)
+      self.staged = self.batch
+    end
+  end
+end
+
+--- Takes the next batch of a feed, without a detour where the staged tensors fit it.
+---@param scope any as for place
 ---@param feed Feed
 ---@return boolean false at the end of the data
 function Step:take(scope, feed)
-  local device, staged = self.job.device, self.staged
-  self.fixed = staged ~= nil and feed:into(staged.images, staged.labels)
-  self.batch = staged
-  if self.fixed then return true end
-  local images, labels = feed:raw()
-  if not images then return false end
-  if device ~= "cpu" then images, labels = images:to(device), labels:to(device) end
-  self.batch = { images = images, labels = labels }
-  if device ~= "cpu" and not staged then
-    scope:keep(images, labels)
-    self.staged, self.fixed = self.batch, true
+  local staged = self.staged
+  if staged and feed:into(staged.images, staged.labels) then
+    self.batch, self.fixed = staged, true
+    return true
   end
-  return true
+  local images, labels = feed:raw()
+  if images then self:place(scope, images, labels) end
+  return images ~= nil
 end
 
 --- The images of the batch, normalised.
@@ -96,15 +115,24 @@ local function key_of(stage, number)
   return table.concat(key, " ")
 end
 
+-- Frees the graph: the next steps run as they come.
+local function drop(self)
+  if not self.graph then return end
+  self.graph:close()
+  for _, t in ipairs(self.kept.terms) do t.value:close() end
+  self.kept.total:close()
+  self.graph, self.kept = nil, nil
+end
+
 --- Runs the step on the batch taken. numbers: of the optimizer, {lr=, step=, clip=, keep=}.
----@param scope any as for take
+---@param scope any as for place
 ---@param stage table
 ---@param number integer of the stage
 ---@param numbers table
 function Step:run(scope, stage, number, numbers)
   local key = key_of(stage, number)
   if self.fixed and key ~= self.key then
-    self:close()
+    drop(self)
     self.key, self.alike = key, 0
   end
   self.optimizer:set(numbers)
@@ -126,10 +154,11 @@ function Step:values(step)
   local v = { loss = self.now.total:item(), terms = {}, skipped = 1, norm = 0 / 0, step = step }
   for _, t in ipairs(self.now.terms) do v.terms[t.name] = t.value:item() end
   if self.refused then return v end
-  local r = self.optimizer:report()
-  v.norm, v.skipped = r.norm, r.skipped
-  v.step = r.skipped > 0 and r.step or not finite(v.loss) and step or nil
-  v.parameter = r.parameter and self.job.params[r.parameter].name
+  local skipped
+  v.norm, skipped = self.optimizer:norm()
+  v.skipped = skipped and skipped.count or 0
+  v.step = skipped and skipped.step or not finite(v.loss) and step or nil
+  v.parameter = skipped and skipped.parameter and self.job.params[skipped.parameter].name
   return v
 end
 
@@ -181,13 +210,20 @@ function Step:blame(stage, v, feed)
   return first_bad(self.job, now) or { what = "gradient", tensor = v.parameter or "global norm", bad = 1 }, terms
 end
 
---- Frees the graph; the next steps run as they come.
+--- Parameters and the steps of their first gradients: what a checkpoint must hold of the optimizer beside the moments.
+---@return table<string, integer>
+function Step:born()
+  local out = {}
+  for i, step in ipairs(self.optimizer:born()) do
+    if step > 0 then out[self.job.params[i].name] = step end
+  end
+  return out
+end
+
+--- The end of training: graph and optimizer go, the job stays.
 function Step:close()
-  if not self.graph then return end
-  self.graph:close()
-  for _, t in ipairs(self.kept.terms) do t.value:close() end
-  self.kept.total:close()
-  self.graph, self.kept = nil, nil
+  drop(self)
+  self.optimizer:close()
 end
 
 return M

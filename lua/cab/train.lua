@@ -168,8 +168,7 @@ function Run:evaluate(step)
 end
 
 function Run:save(step)
-  local born = {}
-  for _, p in ipairs(self.job.params) do born[p.name] = p.born end
+  local born = self.stepper:born()
   local begun = core.now()
   local ok, e = pcall(self.folder.save, self.folder, step, self.job:state(),
     { born = next(born) and born or nil, best = self.best, best_step = self.best_step, skipped = self.skipped, device = self:device() },
