@@ -87,30 +87,36 @@ static CabStatus choose_window(const CabTransform *t, CabDraw d, const CabImage 
   return CAB_OK;
 }
 
-/* Channel c of a pixel of the image. Grey from RGB: ITU-R 601 luma in 16 bits, as Pillow. */
-static uint8_t value_of(const CabTransform *t, int channels, const uint8_t *p, int c) {
-  if (channels == 1) return p[0];
-  if (t->channels == 3) return p[c];
-  return (uint8_t)((p[0] * 19595u + p[1] * 38470u + p[2] * 7471u + 0x8000u) >> 16);
+/* n pixels of channel c, `step` bytes apart, as a line. Grey from RGB: ITU-R 601 luma in 16 bits, as Pillow. */
+static void copy_pixels(const CabTransform *t, int channels, const uint8_t *from, ptrdiff_t step, int c, int n, uint8_t *line) {
+  if (channels == 3 && t->channels == 1)
+    for (int i = 0; i < n; i++, from += step) line[i] = (uint8_t)((from[0] * 19595u + from[1] * 38470u + from[2] * 7471u + 0x8000u) >> 16);
+  else
+    for (int i = 0; i < n; i++) line[i] = from[i * step + (channels == 3 ? c : 0)];
 }
 
-/* Writes the window as [C,S,S], a row of a channel at a time. Black where the image ends. */
+/* Line y of channel c of the window. Black where the image ends. */
+static void window_line(const CabTransform *t, const CabImage *image, Window w, bool mirror, int c, int y, uint8_t *line) {
+  int n = t->size, sy = w.y + y, low = w.x < 0 ? -w.x : 0, high = image->width - w.x < n ? image->width - w.x : n; /* in the image */
+  ptrdiff_t step = image->channels;
+  memset(line, 0, (size_t)n);
+  if (sy < 0 || sy >= image->height || low >= high) return;
+  const uint8_t *row = image->pixels + (size_t)sy * (size_t)image->width * (size_t)step;
+  if (mirror) copy_pixels(t, image->channels, row + (w.x + high - 1) * step, -step, c, high - low, line + n - high);
+  else copy_pixels(t, image->channels, row + (w.x + low) * step, step, c, high - low, line + low);
+}
+
+/* Writes the window as [C,S,S]. */
 static void emit(const CabTransform *t, const CabImage *image, Window w, bool mirror, void *out) {
-  size_t n = (size_t)t->size, channels = (size_t)image->channels;
+  int n = t->size;
+  uint8_t line[CAB_IMAGE_MAX_SIDE], *bytes = out;
   float table[256], *floats = out;
-  uint8_t *bytes = out;
   for (int c = 0; c < t->channels; c++) {
     for (int v = 0; v < 256; v++) table[v] = ((float)v / 255.0f - t->mean[c]) / t->deviation[c];
-    for (size_t y = 0; y < n; y++) {
-      int sy = w.y + (int)y;
-      bool row = sy >= 0 && sy < image->height;
-      const uint8_t *from = row ? image->pixels + (size_t)sy * (size_t)image->width * channels : NULL;
-      for (size_t x = 0; x < n; x++) {
-        int sx = w.x + (int)(mirror ? n - 1 - x : x);
-        uint8_t v = row && sx >= 0 && sx < image->width ? value_of(t, image->channels, from + (size_t)sx * channels, c) : 0;
-        if (t->bytes) *bytes++ = v;
-        else *floats++ = table[v];
-      }
+    for (int y = 0; y < n; y++) {
+      window_line(t, image, w, mirror, c, y, t->bytes ? bytes : line);
+      if (t->bytes) bytes += n;
+      else for (int x = 0; x < n; x++) *floats++ = table[line[x]];
     }
   }
 }
