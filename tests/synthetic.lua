@@ -18,15 +18,32 @@ end
 function Images.batches() return 1000 end
 function Images.normalise(_, images) return images:to "f32" * (1 / 64) - 2 end
 
+-- Batches that are made once, handed out as a loader's.
+local Feed = {}
+Feed.__index = Feed
+
+function Feed:raw()
+  self.n = self.n + 1
+  return table.unpack(self.batches[(self.n - 1) % #self.batches + 1])
+end
+
+function Feed:into(images, labels)
+  local from, to = self:raw()
+  images:copy(from)
+  labels:copy(to)
+  return true
+end
+
+function Feed:next()
+  local images, labels = self:raw()
+  return self.data:normalise(images:to(self.data.device)), labels:to(self.data.device)
+end
+
+function Feed.close() end
+
 function Images:loader(_, o)
-  local n = 0
-  local feed = { waited = 0 }
-  function feed.close() end
-  function feed.next()
-    n = n + 1
-    local images, labels = self:batch(o.batch, n)
-    return self:normalise(images:to(self.device)), labels:to(self.device)
-  end
+  local feed = setmetatable({ data = self, batches = {}, n = 0 }, Feed)
+  for n = 1, BATCHES do feed.batches[n] = { self:batch(o.batch, n) } end
   return feed
 end
 
@@ -54,20 +71,20 @@ function M.new(o)
   cab.data.build = build
   if not ok then error(job, 0) end
   if job.measures then job:measure() end
-  local self = setmetatable({ job = job, messages = {}, batches = {} }, Training)
-  for n = 1, BATCHES do self.batches[n] = { job.data:batch(o.batch, n) } end
+  local self = setmetatable({ job = job, messages = {}, feed = job.data:loader("train", { batch = o.batch }) }, Training)
   self.stepper = steps.new(job, function(text) table.insert(self.messages, text) end)
   return self
 end
 
---- Step n as the trainer makes it, on one of a few batches. values: read the loss back.
+--- Step n as the trainer makes it, on one of a few batches that follow from n. values: read the loss back.
 ---@return table? values {loss, terms, norm}
 function Training:step(n, values)
   local scope <close> = core.scope()
   local stage, number = self.job:stage(n)
-  self.stepper:place(scope, table.unpack(self.batches[(n - 1) % BATCHES + 1]))
+  self.feed.n = n - 1
+  self.stepper:take(scope, self.feed)
   self.stepper:run(scope, stage, number, { step = n, lr = 5e-4, clip = 1, keep = 0.9 })
-  local v = values and self.stepper:values() or nil
+  local v = values and self.stepper:values(n) or nil
   self.job:clear_gradients()
   return v
 end

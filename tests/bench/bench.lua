@@ -167,3 +167,6 @@ for _, name in ipairs { "demo", "tiny" } do
     end
   end
 end
+
+local gpu, why = core.device_available "cuda"
+if gpu then dofile "tests/bench/gpu.lua" else print("\nGPU: skipped, " .. why) end

@@ -1,0 +1,131 @@
+--- Whole things on a GPU: the bridge's loss alone, the training step of Vim-Tiny under DeiT-Tiny (random images and weights) and the
+--- student's forward pass.
+local cab = require "cab"
+local core = require "cab.core"
+local timing = require "bench.timing"
+local synthetic = require "synthetic"
+local op = core.ops
+local M = {}
+
+local MIB = 2 ^ 20
+
+-- ---- the bridge alone: B, C [2,l,64] -> K, Q [2,l,12*64], two MLPs, MSE; forward and backward -----------------------------
+
+local published = { -- busy milliseconds and extra MiB on an H100
+  [197] = { f32 = { 0.36, 13 }, bf16 = { 0.18, 17 } }, [1024] = { f32 = { 0.88, 60 }, bf16 = { 0.28, 67 } },
+  [4096] = { f32 = { 2.9, 240 }, bf16 = { 0.73, 245 } },
+}
+
+local function bridge_loss(l, dtype)
+  local b, n, heads, width = 2, 64, 12, 64
+  local d = heads * width
+  local lifts = { cab.nn.mlp(n, 128, d), cab.nn.mlp(n, 128, d) }
+  local parameters = {}
+  for i, m in ipairs(lifts) do
+    m:init { seed = i, device = timing.device }
+    for _, p in ipairs(m:parameters()) do parameters[#parameters + 1] = p.tensor end
+  end
+  local function random(width_of) return timing.random(dtype, b, l, width_of) end
+  local B, C, k, q = random(n), random(n), op.map_keys(random(d), { map = "softmax" }), op.map_queries(random(d), { map = "softmax" })
+  local function once()
+    local scope <close> = core.scope()
+    local loss = op.mse(lifts[1](timing.source(B)), k) + op.mse(lifts[2](timing.source(C)), q)
+    loss:backward()
+    for _, p in ipairs(parameters) do p.grad = nil end
+  end
+  timing.begin()
+  once()
+  core.reset_peak(timing.device)
+  local before = core.memory(timing.device).live
+  once()
+  local extra = core.memory(timing.device).peak - before
+  local t = timing.seconds(once, 4)
+  local p = published[l][dtype]
+  print(("%-30s %-5s %9.3f ms %8.1f MiB   published %6.2f ms %4d MiB   goal %.2f ms, a third of the memory"):format(
+    ("bridge loss alone, l %d"):format(l), dtype, 1e3 * t, extra / MIB, p[1], p[2], p[1] / 2))
+end
+
+function M.bridge()
+  print "\n-- bridge loss alone: batch 2, 12 heads of 64, 64 states, softmax maps, forward and backward"
+  for _, precision in ipairs { "f32", "bf16" } do
+    core.precision(timing.device, "f32")
+    for _, l in ipairs { 197, 1024, 4096 } do bridge_loss(l, precision) end
+  end
+  timing.forget()
+end
+
+-- ---- the vision step -------------------------------------------------------------------------------------------------------
+
+local vision = { -- published: eager (of several hosts) and as a graph with EMA, milliseconds, GB; goal for batch 64
+  { "f32", 64, "187-251", 112.4, 7.6, 45 }, { "tf32", 64, "204-326", 94.2, 7.6, 25 }, { "bf16", 64, "212-422", 93.9, 5.1, 14 },
+  { "f32", 128, "246-351", 197, 15.0 }, { "tf32", 128 }, { "bf16", 128, "418", 161, 9.9 },
+}
+
+local function training(precision, batch, capture)
+  return synthetic.new {
+    image = 224, channels = 3, classes = 1000, batch = batch, device = timing.device, precision = precision, capture = capture,
+    student = cab.models.vim { size = "tiny", decay = "identity" }, teacher = cab.models.vit { size = "tiny" },
+    loss = { soft = 1, align = { "attention_bridge", weight = 3 } }, optim = { ema = 0.9999 },
+  }
+end
+
+-- Seconds of a step in a loop that is not waited for, its batch brought anew each time.
+local function loop(t, count)
+  for n = 1, 5 do t:step(n, n == 5) end
+  core.reset_peak(timing.device)
+  core.sync(timing.device)
+  local begun = core.now()
+  for n = 1, count do t:step(n) end
+  core.sync(timing.device)
+  return (core.now() - begun) / count
+end
+
+local function step(v)
+  local precision, batch = v[1], v[2]
+  for _, capture in ipairs { false, true } do
+    local t = training(precision, batch, capture)
+    local seconds = loop(t, capture and 30 or 10)
+    local memory = core.memory(timing.device)
+    local busy = t:captured() and timing.replay(t.stepper.graph) or nil
+    print(("%-5s %4d %-6s %9.2f %9.0f %9s %10.2f %10.2f   %8s %8s %6s %6s"):format(precision, batch, t:captured() and "graph" or "eager",
+      1e3 * seconds, batch / seconds, busy and ("%.1f %%"):format(100 * busy / seconds) or "-", memory.peak / 1e9,
+      (memory.live + memory.cached) / 1e9, capture and (v[4] or "-") or v[3] or "-", v[5] or "-", v[6] or "-",
+      v[6] and ("%.0f"):format(1e3 * batch / v[6]) or "-"))
+    for _, text in ipairs(t.messages) do print("      " .. text) end
+    t:close()
+    t = nil -- luacheck: ignore
+    timing.forget()
+  end
+end
+
+--- Eager rows run as they come, graph rows replay one captured step. busy: a replay alone over a step of the loop.
+function M.vision(batches)
+  print "\n-- training step: Vim-Tiny under DeiT-Tiny, 224 px, soft loss and bridge, clipping, AdamW, average of the weights"
+  print(("%-5s %4s %-6s %9s %9s %9s %10s %10s   %8s %8s %6s %6s"):format("", "b", "", "ms", "images/s", "busy", "peak GB", "held GB",
+    "publ. ms", "publ. GB", "goal", "im./s"))
+  for _, v in ipairs(vision) do
+    if batches[v[2]] then step(v) end
+  end
+  core.precision(timing.device, "f32")
+end
+
+-- ---- the student alone -------------------------------------------------------------------------------------------------------
+
+function M.forward()
+  print "\n-- student forward only, batch 512"
+  for _, r in ipairs { { "f32", 140, 60 }, { "tf32" }, { "bf16", 112, 30 } } do
+    local precision = r[1]
+    core.precision(timing.device, precision == "f32" and "f32" or "tf32")
+    local model = cab.models.vim { size = "tiny" }:build { image = 224, device = timing.device, precision = precision }
+    local images = timing.random("f32", 512, 3, 224, 224)
+    core.reset_peak(timing.device)
+    local t = timing.seconds(function() core.no_grad(model.forward, model, images) end, 1)
+    print(("%-5s %9.2f ms %8.0f images/s   peak %.2f GB   published %s ms   goal %s ms"):format(precision, 1e3 * t, 512 / t,
+      core.memory(timing.device).peak / 1e9, r[2] or "-", r[3] or "-"))
+    model, images = nil, nil -- luacheck: ignore
+    timing.forget()
+  end
+  core.precision(timing.device, "f32")
+end
+
+return M
