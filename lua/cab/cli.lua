@@ -123,8 +123,8 @@ local function evaluate_run(path, overrides)
   local best, meta = core.load(path .. "/best.safetensors")
   job.student:load(best)
   local e = evaluate.classify(job.student, job.data, { batch = recipe.resolved.eval.batch })
-  print(("%s of step %s: top1 %.2f  top5 %.2f  loss %.4f  (%d images, %.0f a second)%s"):format(path .. "/best.safetensors",
-    meta and meta.step or "?", e.top1, e.top5, e.loss, e.images, e.images / e.seconds, table.concat(fits)))
+  print(("%s of step %s: top1 %.2f  top5 %.2f  loss %.4f  (%d images, %.0f a second on %s)%s"):format(path .. "/best.safetensors",
+    meta and meta.step or "?", e.top1, e.top5, e.loss, e.images, e.images / e.seconds, job.device, table.concat(fits)))
 end
 
 function commands.eval(args)

@@ -330,8 +330,11 @@ function M.run(r, o)
   end
   if not ok then pcall(self.folder.log, self.folder, "error: " .. tostring(stopped)) end
   if ok and not stopped and r.export ~= "" then M.export(self, r.export) end
-  local peak = self.job and core.memory(self.job.device).peak
-  if ok then self:say(("at most %.1f MiB in tensors on %s"):format(peak / (1 << 20), self.job.device)) end
+  local memory = self.job and core.memory(self.job.device)
+  if ok then
+    self:say(("at most %.1f MiB in tensors on %s, %.1f MiB held for them at the end"):format(memory.peak / (1 << 20), self.job.device,
+      (memory.live + memory.cached) / (1 << 20)))
+  end
   local closed, why = pcall(self.folder.close, self.folder)
   if not ok then error(stopped, 0) end
   if not closed then error(why, 0) end
@@ -340,7 +343,7 @@ function M.run(r, o)
   if self.job.data.close then self.job.data:close() end
   return { path = path, name = name, top1 = last.top1, top5 = last.top5, loss = last.loss, r2 = last.r2, average = last.average,
     best = self.best, best_step = self.best_step, steps = self.job.steps, seconds = seconds, images_per_second = self.bar:rate(),
-    device = self.job.device, peak = peak }
+    device = self.job.device, peak = memory.peak }
 end
 
 --- Copies the best weights to a file of their own.
