@@ -4,9 +4,9 @@ local core = require "cab.core"
 local M = { names = {} }
 
 local wish = os.getenv "CAB_TEST_DEVICE" or ""
-local found, why = pcall(core.zeros, { 1 }, "f32", "cuda")
+local found, why = core.device_available "cuda"
 M.cuda = found
-M.reason = not found and tostring(why) or nil -- why there is no GPU
+M.reason = why -- of there being no GPU
 
 for name in (wish ~= "" and wish or found and "cpu,cuda" or "cpu"):gmatch "[^,]+" do
   core.zeros({ 1 }, "f32", name)

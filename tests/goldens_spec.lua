@@ -24,8 +24,7 @@ end
 
 -- what: { dtype=, device=, precision= }, as models take them.
 local function models(what)
-  local extra = { image = 32, classes = 10, dtype = what.dtype, precision = what.precision,
-    device = what.device ~= "cpu" and what.device or nil }
+  local extra = { image = 32, classes = 10, dtype = what.dtype, precision = what.precision, device = what.device }
   local student = cab.models.vim { dim = 32, depth = 4, state = 8, patch = 8 }:build(extra)
   local teacher = cab.models.vit { dim = 32, depth = 2, heads = 2, patch = 8 }:build(extra)
   student:load(params, "student.")

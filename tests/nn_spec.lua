@@ -1,6 +1,7 @@
 -- Modules: names, initial values, loading.
 local core = require "cab.core"
 local cab = require "cab"
+local devices = require "devices"
 local nn = cab.nn
 
 local function fails(text, f, ...)
@@ -111,46 +112,67 @@ describe("models", function()
     fails("larger than the image", function() cab.models.vim {}:build { image = 8 } end)
     fails("did you mean 'models'", function() return cab.modles end)
   end)
-  it("refuse images of another size or dtype", function()
-    for _, kind in ipairs { "vit", "vim" } do
-      local m = cab.models[kind] { dim = 6, depth = 1, patch = 4 }:build { image = 8, classes = 2 }
-      fails(kind .. ": images are f32[1,1,8,8], expected f32[b,3,8,8]", m.forward, m, core.ones { 1, 1, 8, 8 })
-      fails("f64[1,3,8,8]", m.forward, m, core.ones({ 1, 3, 8, 8 }, "f64"))
-    end
-  end)
-  it("load the weights that a description names", function()
-    local path = os.tmpname()
-    local o = { dim = 4, depth = 1, patch = 4, state = 2 }
-    local first = cab.models.vim(o):build { image = 8, classes = 2, seed = 9 }
-    core.save(path, first:state(), { kind = "vim" })
-    o.weights = path
-    local second = cab.models.vim(o):build { image = 8, classes = 2, seed = 1 }
-    os.remove(path)
-    for name, t in pairs(first:state()) do assert.same(t:totable(), second:state()[name]:totable(), name) end
-  end)
-  it("count tokens by stride and class token", function()
-    local function tokens(o)
-      o.dim, o.depth, o.patch, o.state = 8, 1, 4, 2
-      local m = cab.models.vim(o):build { image = 16, classes = 3, channels = 1 }
-      local logits = m:forward(core.ones { 2, 1, 16, 16 })
-      assert.same({ 2, 3 }, logits:shape())
-      return m.tokens
-    end
-    assert.equal(17, tokens {})
-    assert.equal(50, tokens { stride = 2 })
-    assert.equal(17, tokens { class_token = "head" })
-    assert.equal(18, tokens { class_token = "double" })
-  end)
-  it("resize position embeddings of another grid, class rows untouched", function()
-    local small = cab.models.vim { dim = 4, depth = 1, patch = 4, state = 2 }:build { image = 8, classes = 2 }
-    local large = cab.models.vim { dim = 4, depth = 1, patch = 4, state = 2 }:build { image = 16, classes = 2 }
-    local state = {}
-    for name, t in pairs(small:state()) do state[name] = t:detach():clone() end
-    state.pos_embed:fill(2)
-    core.no_grad(function() state.pos_embed:slice(2, 3, 3):fill(7) end)
-    cab.models.load(large, state)
-    local rows = large.pos_embed:totable()[1]
-    assert.equal(17, #rows)
-    for i, row in ipairs(rows) do assert.is_true(math.abs(row[1] - (i == 9 and 7 or 2)) < 1e-5, i .. ": " .. row[1]) end
+end)
+
+devices.each(function(device, on)
+  describe("models" .. on, function()
+    it("refuse images of another size or dtype", function()
+      for _, kind in ipairs { "vit", "vim" } do
+        local m = cab.models[kind] { dim = 6, depth = 1, patch = 4 }:build { image = 8, classes = 2, device = device }
+        fails(kind .. ": images are f32[1,1,8,8], expected f32[b,3,8,8]", m.forward, m, core.ones({ 1, 1, 8, 8 }, "f32", device))
+        fails("f64[1,3,8,8]", m.forward, m, core.ones({ 1, 3, 8, 8 }, "f64", device))
+      end
+    end)
+    it("load the weights that a description names", function()
+      local path = os.tmpname()
+      local o = { dim = 4, depth = 1, patch = 4, state = 2 }
+      local first = cab.models.vim(o):build { image = 8, classes = 2, seed = 9, device = device }
+      core.save(path, first:state(), { kind = "vim" })
+      o.weights = path
+      local second = cab.models.vim(o):build { image = 8, classes = 2, seed = 1, device = device }
+      os.remove(path)
+      for name, t in pairs(first:state()) do assert.same(t:totable(), second:state()[name]:totable(), name) end
+    end)
+    it("count tokens by stride and class token", function()
+      local function tokens(o)
+        o.dim, o.depth, o.patch, o.state = 8, 1, 4, 2
+        local m = cab.models.vim(o):build { image = 16, classes = 3, channels = 1, device = device }
+        local logits = m:forward(core.ones({ 2, 1, 16, 16 }, "f32", device))
+        assert.same({ 2, 3 }, logits:shape())
+        return m.tokens
+      end
+      assert.equal(17, tokens {})
+      assert.equal(50, tokens { stride = 2 })
+      assert.equal(17, tokens { class_token = "head" })
+      assert.equal(18, tokens { class_token = "double" })
+    end)
+    it("resize position embeddings of another grid, class rows untouched", function()
+      local small = cab.models.vim { dim = 4, depth = 1, patch = 4, state = 2 }:build { image = 8, classes = 2, device = device }
+      local large = cab.models.vim { dim = 4, depth = 1, patch = 4, state = 2 }:build { image = 16, classes = 2, device = device }
+      local state = {}
+      for name, t in pairs(small:state()) do state[name] = t:detach():to "cpu" end
+      state.pos_embed:fill(2)
+      core.no_grad(function() state.pos_embed:slice(2, 3, 3):fill(7) end)
+      cab.models.load(large, state)
+      local rows = large.pos_embed:totable()[1]
+      assert.equal(17, #rows)
+      for i, row in ipairs(rows) do assert.is_true(math.abs(row[1] - (i == 9 and 7 or 2)) < 1e-5, i .. ": " .. row[1]) end
+    end)
+    it("begin with the same values and end with the same logits everywhere", function()
+      for _, kind in ipairs { "vit", "vim" } do
+        local o = { dim = 12, depth = 2, patch = 4 }
+        local here = cab.models[kind](o):build { image = 8, classes = 5, seed = 4 }
+        local there = cab.models[kind](o):build { image = 8, classes = 5, seed = 4, device = device }
+        local state = there:state()
+        for name, t in pairs(here:state()) do
+          assert.equal(core.device(device), state[name]:device())
+          assert.same(t:totable(), state[name]:totable(), name)
+        end
+        local images = core.normal({ 3, 3, 8, 8 }, 0, 1, 1, "images")
+        local a, b = here:forward(images), there:forward(images:to(device))
+        assert.is_true((a:detach() - b:detach():to "cpu"):range().max <= 1e-5 * a:range().max)
+        assert.same(a:totable(), here:to(device):to("cpu"):forward(images):totable())
+      end
+    end)
   end)
 end)

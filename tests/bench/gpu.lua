@@ -30,7 +30,7 @@ end
 local _, chip = core.device "cuda"
 print(("\n== %s"):format(chip))
 if wanted.ceilings or wanted.kernels then kernels.run(wanted) end
-if wanted.bridge then steps.bridge() end
+if wanted.bridge then steps.bridge(kernels.results) end
 if wanted.step or wanted.step128 then steps.vision { [64] = wanted.step, [128] = wanted.step128 } end
 if wanted.forward then steps.forward() end
 if wanted.peer then peer() end

@@ -105,8 +105,8 @@ local function attention(c, dtype)
   local d = h * p
   local sets = timing.sets(function() return { random(dtype, b, l, 3 * d):split(3, { d, d, d }) } end)
   local value, _, backward = timing.pass(sets, function(q, k, v) return (op.attention(q, k, v, { heads = h })) end)
-  row(c, "attention forward, 3 heads of 64", dtype, value, 4 * s * b * l * d, b * h * l * l)
-  row(c, "attention backward", dtype, backward, 8 * s * b * l * d, b * h * l * l)
+  row(c, "attention, 3 heads of 64 forward", dtype, value, 4 * s * b * l * d, b * h * l * l)
+  row(c, "attention, 3 heads of 64 backward", dtype, backward, 8 * s * b * l * d, b * h * l * l)
 end
 
 local function gate(c, dtype)

@@ -16,7 +16,7 @@ local published = { -- busy milliseconds and extra MiB on an H100
   [4096] = { f32 = { 2.9, 240 }, bf16 = { 0.73, 245 } },
 }
 
-local function bridge_loss(l, dtype)
+local function bridge_loss(l, dtype, results)
   local b, n, heads, width = 2, 64, 12, 64
   local d = heads * width
   local lifts = { cab.nn.mlp(n, 128, d), cab.nn.mlp(n, 128, d) }
@@ -40,16 +40,18 @@ local function bridge_loss(l, dtype)
   once()
   local extra = core.memory(timing.device).peak - before
   local t = timing.seconds(once, 4)
-  local p = published[l][dtype]
+  local name, p = ("bridge loss alone, l %d"):format(l), published[l][dtype]
+  results[name .. " " .. dtype] = t
   print(("%-30s %-5s %9.3f ms %8.1f MiB   published %6.2f ms %4d MiB   goal %.2f ms, a third of the memory"):format(
-    ("bridge loss alone, l %d"):format(l), dtype, 1e3 * t, extra / MIB, p[1], p[2], p[1] / 2))
+    name, dtype, 1e3 * t, extra / MIB, p[1], p[2], p[1] / 2))
 end
 
-function M.bridge()
+--- results: "NAME DTYPE" -> seconds, filled in.
+function M.bridge(results)
   print "\n-- bridge loss alone: batch 2, 12 heads of 64, 64 states, softmax maps, forward and backward"
   for _, precision in ipairs { "f32", "bf16" } do
     core.precision(timing.device, "f32")
-    for _, l in ipairs { 197, 1024, 4096 } do bridge_loss(l, precision) end
+    for _, l in ipairs { 197, 1024, 4096 } do bridge_loss(l, precision, results) end
   end
   timing.forget()
 end

@@ -1,0 +1,101 @@
+#!/bin/bash
+# tests/gpu/run.sh PART...   on a machine with a GPU: build/cab and build/libcab_cuda.so must be there, built here or elsewhere.
+#   parity       every op against PyTorch's values and against the CPU; tensors, updates, faults of the device
+#   goldens      both golden models
+#   determinism  every op, and training steps, again and again: equal
+#   train        200 steps on the CPU and on the GPU; 1000 steps in bf16
+#   faults       broken kernels, lost device, absent device, library for another chip; memory that fails, if build-faults/ is there
+#   sanitize     compute-sanitizer: memcheck initcheck racecheck synccheck (or only those named in SANITIZERS)
+#   bench        ceilings, kernels, bridge loss, training steps, forward pass
+#   peer         kernels and bridge loss next to PyTorch
+# Logs go to ${OUT:-/tmp/gpu-out}/PART.log. Each part has a limit of time. Ends with a line for each; exit code 1 if one failed.
+# A folder .gpu with Lua and libraries for a machine without them (.gpu/lib, .gpu/share, .gpu/lua) is used if it is there.
+# build-faults/: make B=build-faults OPT="-O2 -g -DCAB_FAULTS" CUDA_ARCH="-gencode arch=compute_90,code=sm_90 -DCAB_FAULTS"
+set -uo pipefail
+cd "$(dirname "$0")/../.."
+out=${OUT:-/tmp/gpu-out}
+mkdir -p "$out"
+cab=$PWD/build/cab
+summary=()
+failed=0
+
+if [ -d .gpu ]; then
+  export LD_LIBRARY_PATH=$PWD/.gpu/lib:${LD_LIBRARY_PATH:-}
+  export LUA_PATH="$PWD/.gpu/share/?.lua;$PWD/.gpu/share/?/init.lua;;" LUA_CPATH="$PWD/.gpu/lua/?.so;;"
+fi
+# cuBLAS: of the system, of the toolkit, or of PyTorch.
+if ! ldconfig -p | grep -q 'libcublasLt\.so'; then
+  for dir in /usr/local/cuda/lib64 $(python3 -c 'import nvidia, os; p = list(nvidia.__path__)[0]; print(*(os.path.join(p, d, "lib") for d in os.listdir(p)))' 2>/dev/null); do
+    ls "$dir"/libcublasLt.so* >/dev/null 2>&1 && export LD_LIBRARY_PATH=${LD_LIBRARY_PATH:-}:$dir
+  done
+fi
+nvcc=$(command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null)
+sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null)
+
+# check NAME SECONDS COMMAND...: runs it, shows its last lines, notes how it ended.
+check() {
+  local name=$1 limit=$2 log="$out/$1.log" begun=$SECONDS state=ok rc
+  shift 2
+  echo "== $name"
+  timeout -k 10 "$limit" "$@" >"$log" 2>&1
+  rc=$?
+  [ $rc = 0 ] || { state=FAILED; failed=1; }
+  [ $rc != 124 ] && [ $rc != 137 ] || state="FAILED (over $limit s)"
+  if [ $rc = 0 ]; then tail -n "${LINES_OK:-4}" "$log"; else tail -n 40 "$log"; fi
+  summary+=("$(printf '%-14s %-8s %4d s  %s' "$name" "$state" $((SECONDS - begun)) "$(tail -n 1 "$log" | cut -c 1-120)")")
+}
+
+spec() { # spec NAME SECONDS FILES...: skipped tests count as failures here
+  local name=$1 limit=$2
+  shift 2
+  check "$name" "$limit" env CAB_TEST_DEVICE=cuda "$cab" run tests/main.lua "$@"
+  if grep -q '^skipped ' "$out/$name.log"; then
+    summary+=("$(printf '%-14s %s' "$name" "FAILED: $(grep -c '^skipped ' "$out/$name.log") skipped")")
+    failed=1
+  fi
+}
+
+faults() {
+  local bad="" foreign="" dir="$out/foreign"
+  if [ -n "$nvcc" ]; then
+    "$nvcc" -shared -Xcompiler -fPIC -arch=native -o "$out/bad.so" tests/gpu/bad.cu && bad=$out/bad.so
+    mkdir -p "$dir/build"
+    cp "$cab" "$dir/build/" && ln -sfn "$PWD/lua" "$dir/lua"
+    "$nvcc" -std=c++17 -O1 -gencode arch=compute_120,code=sm_120 -Icore/base -Icore/tensor -Ikernels -Xcompiler -fPIC -shared -cudart static \
+      -o "$dir/build/libcab_cuda.so" core/tensor/cuda.cu kernels/elementwise.cu kernels/sum_middle.cu -lcublas -lcublasLt && foreign=$dir
+  fi
+  LINES_OK=40 check faults 280 "$cab" run tests/gpu/faults.lua "$bad" "$foreign"
+  if [ -x build-faults/cab ]; then check memory-faults 200 "$cab" run tests/gpu/memory_faults.lua "$PWD/build-faults/cab"
+  else summary+=("memory-faults  skipped: no build-faults/cab"); fi
+}
+
+sanitize() {
+  if [ -z "$sanitizer" ]; then
+    summary+=("sanitize       FAILED: no compute-sanitizer")
+    failed=1
+    return
+  fi
+  local tool
+  for tool in ${SANITIZERS:-memcheck initcheck racecheck synccheck}; do
+    check "$tool" "${SANITIZE_SECONDS:-150}" "$sanitizer" --tool "$tool" --error-exitcode 9 --print-limit 20 "$cab" run tests/gpu/sanitize.lua
+  done
+}
+
+for part in "$@"; do
+  case $part in
+    parity) LINES_OK=140 spec parity 200 tests/ops_spec.lua tests/cuda_spec.lua tests/tensor_spec.lua tests/nn_spec.lua ;;
+    goldens) spec goldens 60 tests/goldens_spec.lua ;;
+    determinism)
+      check determinism 120 "$cab" run tests/gpu/determinism.lua
+      check training 90 "$cab" run tests/gpu/training.lua ;;
+    train) LINES_OK=30 check train 280 "$cab" run tests/gpu/loss_gap.lua ;;
+    faults) faults ;;
+    sanitize) sanitize ;;
+    bench) LINES_OK=200 check bench 280 "$cab" run tests/bench/gpu.lua ceilings kernels bridge step step128 forward ;;
+    peer) LINES_OK=200 check peer 280 "$cab" run tests/bench/gpu.lua kernels bridge peer ;;
+    *) echo "unknown part '$part'"; exit 2 ;;
+  esac
+done
+echo "== summary, logs in $out"
+printf '%s\n' "${summary[@]}"
+exit $failed
