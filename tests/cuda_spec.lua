@@ -149,11 +149,75 @@ describe("moves between devices", function()
   end)
 end)
 
-describe("faults on cuda", function()
-  local function works()
-    local x = core.ones({ 3 }, "f32", "cuda")
-    assert.equal(6, op.sum(x + x):item())
+local function works()
+  local x = core.ones({ 3 }, "f32", "cuda")
+  assert.equal(6, op.sum(x + x):item())
+end
+
+describe("captured on cuda", function()
+  -- What f returns, kept out of the scopes, and the graph. f runs once before: libraries load their kernels then.
+  local function capture(f)
+    local scope <close> = core.scope()
+    local result
+    f()
+    local graph = core.capture("cuda", function()
+      local _inner <close> = core.scope()
+      result = scope:keep(f())
+    end)
+    return result, graph
   end
+  it("runs on what its inputs hold at each replay", function()
+    local x = core.zeros({ 1000 }, "f64", "cuda")
+    x.requires_grad = true
+    local gradient, graph = capture(function()
+      op.sum(op.exp(x * 2)):backward()
+      local g = x.grad
+      x.grad = nil
+      return g
+    end)
+    for _, value in ipairs { 0, 1.5, -3 } do
+      core.no_grad(function() x:fill(value) end)
+      graph:replay()
+      assert.near(2 * math.exp(2 * value), gradient:range().max, 1e-9)
+    end
+    gradient:close()
+    graph:close()
+  end)
+  it("gives what it gives eagerly, to the bit", function()
+    local a, b = core.normal({ 65, 197 }, 0, 1, 1, "a", "f32", "cuda"), core.normal({ 197, 33 }, 0, 1, 1, "b", "f32", "cuda")
+    local function f() return op.softmax(op.matmul(a, b)) end
+    local y, graph = capture(f)
+    graph:replay()
+    assert.equal(0, parity.worst(y:to "cpu", f():to "cpu"))
+    y:close()
+    graph:close()
+  end)
+  it("refuses what needs the host, passes errors on and leaves nothing behind", function()
+    local x = core.ones({ 1 << 20 }, "f32", "cuda")
+    collectgarbage()
+    local before = core.memory("cuda").live
+    assert.equal("capture", refused(69, core.capture, "cuda", function() return op.sum(x + 1):item() end).id)
+    assert.equal("capture", refused(69, core.capture, "cuda", function() return core.tensor({ 1 }, "f32", "cuda") end).id)
+    local ok, e = pcall(core.capture, "cuda", function()
+      local _ = x + 1
+      error "mine"
+    end)
+    assert.is_false(ok)
+    assert.truthy(tostring(e):find("mine", 1, true))
+    local y, graph = capture(function() return x * 2 end)
+    graph:replay()
+    assert.equal(2, y:range().max)
+    y:close()
+    graph:close()
+    graph:close()
+    refused(1, graph.replay, graph)
+    collectgarbage()
+    assert.equal(before, core.memory("cuda").live)
+    works()
+  end)
+end)
+
+describe("faults on cuda", function()
   it("of memory name what was asked, what is free and the largest tensors; the process goes on", function()
     local held = core.ones({ 1 << 20 }, "f32", "cuda")
     local before = core.memory("cuda").live
