@@ -253,7 +253,7 @@ static void patch_scatter(CabStream *s, int64_t B, int64_t C, int64_t H, int64_t
       blocks_for(B * C * H, ROWS), dim3(LANES, ROWS), 0, s->stream>>>(p, (const T *)col, (T *)gx);
 }
 
-EXPORT(embedding_forward)
-EXPORT(embedding_backward)
+EXPORT_REAL(embedding_forward) /* a table is a parameter, so never bf16: cast the rows */
+EXPORT_REAL(embedding_backward)
 EXPORT(patch_gather)
 EXPORT(patch_scatter)

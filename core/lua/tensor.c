@@ -166,8 +166,8 @@ static int tensor_newindex(lua_State *L) {
     bind_fail(L, CAB_E_LUA, "requires_grad: boolean expected, got %s", bind_type_name(L, 3));
   bool on = lua_toboolean(L, 3);
   if (t->node) bind_fail(L, CAB_E_LUA, "requires_grad: only leaves can be set; this is an output of %s: use detach()", t->node->name);
-  if (on && t->dtype != CAB_F32 && t->dtype != CAB_F64)
-    bind_fail(L, CAB_E_LUA, "requires_grad: f32 or f64 expected, this is %s", cab_dtype_name(t->dtype));
+  if (on && t->dtype != CAB_F32 && t->dtype != CAB_F64 && t->dtype != CAB_BF16)
+    bind_fail(L, CAB_E_LUA, "requires_grad: f32, f64 or bf16 expected, this is %s", cab_dtype_name(t->dtype));
   t->requires_grad = on;
   return 0;
 }

@@ -78,16 +78,16 @@ static void unlink_segment(Gpu *gpu, Block *block) {
   delete block;
 }
 
-/* Whole free segments of pool 0 and of pools whose graph is gone. */
+/* Whole free segments of pool 0: those of a graph are written to whenever it runs. */
 static void gpu_trim(CabDevice *device) {
   Gpu *gpu = gpu_of(device);
   if (gpu->dead || device->capturing) return;
   cudaStreamSynchronize(gpu->stream);
-  for (auto &pool : gpu->free_blocks)
-    for (auto it = pool.second.begin(); it != pool.second.end();) {
-      Block *block = *it++;
-      if (!block->before && !block->after) unlink_segment(gpu, block);
-    }
+  FreeList &list = gpu->free_blocks[0];
+  for (auto it = list.begin(); it != list.end();) {
+    Block *block = *it++;
+    if (!block->before && !block->after) unlink_segment(gpu, block);
+  }
 }
 
 static Block *new_segment(Gpu *gpu, size_t bytes) {
@@ -328,6 +328,15 @@ static CabStatus gpu_precision(CabDevice *device, const char *name) {
 
 /* ---- capture ------------------------------------------------------------------------------------------------------ */
 
+/* A graph's memory goes back to pool 0 as a whole: free parts now, tensors that still live when they are released. */
+static void dissolve_pool(Gpu *gpu, int pool) {
+  FreeList &own = gpu->free_blocks[pool], &common = gpu->free_blocks[0];
+  for (Block *block : own) block->pool = 0, common.insert(block);
+  for (auto &entry : gpu->blocks)
+    if (entry.second->pool == pool) entry.second->pool = 0;
+  gpu->free_blocks.erase(pool);
+}
+
 static CabStatus end_capture(Gpu *gpu, CabGraph **out) {
   cudaGraph_t graph = nullptr;
   cudaGraphExec_t exec = nullptr;
@@ -337,6 +346,7 @@ static CabStatus end_capture(Gpu *gpu, CabGraph **out) {
   cudaError_t code = cudaStreamEndCapture(gpu->stream, &graph);
   if (code == cudaSuccess && out) code = cudaGraphInstantiate(&exec, graph, 0);
   if (graph) cudaGraphDestroy(graph);
+  if (!out || code != cudaSuccess) dissolve_pool(gpu, pool);
   if (!out) return cudaGetLastError(), CAB_OK;
   if (code != cudaSuccess) return gpu_failed(gpu, code, "end of a captured step");
   *out = new CabGraph{gpu, exec, pool};
@@ -359,15 +369,10 @@ static CabStatus gpu_replay(CabGraph *graph) {
   return CAB_OK;
 }
 
-/* Its memory goes back to pool 0 as a whole: free parts now, tensors that still live when they are released. */
 static void gpu_drop(CabGraph *graph) {
   Gpu *gpu = graph->gpu;
   if (!gpu->dead) cudaStreamSynchronize(gpu->stream), cudaGraphExecDestroy(graph->exec);
-  FreeList &own = gpu->free_blocks[graph->pool], &common = gpu->free_blocks[0];
-  for (Block *block : own) block->pool = 0, common.insert(block);
-  for (auto &entry : gpu->blocks)
-    if (entry.second->pool == graph->pool) entry.second->pool = 0;
-  gpu->free_blocks.erase(graph->pool);
+  dissolve_pool(gpu, graph->pool);
   delete graph;
 }
 

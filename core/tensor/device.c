@@ -178,12 +178,19 @@ static CabDevice *gpu(int index) {
   return open && open(index, &gpus[index]) == CAB_OK ? &gpus[index] : NULL;
 }
 
+/* Asked first where a GPU is only a wish: libcab_cuda.so brings cuBLAS with it. */
+static bool has_driver(void) {
+  if (dlopen("libcuda.so.1", RTLD_LAZY)) return true;
+  cab_fail(CAB_E_DEVICE, "device 'cuda' is not available: no NVIDIA driver");
+  return false;
+}
+
 CabDevice *cab_device(const char *name) {
   char text[340], *end;
   if (!strcmp(name, "cpu")) return cab_cpu();
   if (!strcmp(name, "cuda")) return gpu(0);
   if (!strcmp(name, "auto")) {
-    CabDevice *first = gpu(0);
+    CabDevice *first = has_driver() ? gpu(0) : NULL;
     return first ? first : cab_cpu();
   }
   if (!strncmp(name, "cuda:", 5) && name[5] >= '0' && name[5] <= '9') {

@@ -131,7 +131,7 @@ CabStatus cab_copy_elements(CabDevice *device, int rank, const int64_t *shape, C
   if (count == 0) return CAB_OK;
   if (from == to && dense(rank, shape, stride_src) && dense(rank, shape, stride_dst))
     return device->copy(device, dst, src, (size_t)count * cab_dtype_size(from), 0);
-  if (from == to && (from == CAB_F32 || from == CAB_F64)) {
+  if (from == to && (from == CAB_F32 || from == CAB_F64 || (from == CAB_BF16 && device != cab_cpu()))) {
     copy_strided_fn *copy = (copy_strided_fn *)cab_twin(device, from, "copy_strided");
     if (!copy) return cab_error()->code;
     copy(device->stream, rank, shape, src, stride_src, dst, stride_dst, false);
