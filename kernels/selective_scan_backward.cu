@@ -1,0 +1,321 @@
+/* selective_scan_backward.cu - the gradients of the scan (layout: selective_scan.cuh).
+ *
+ * Chunks go from the last to the first. A chunk is replayed from its stored entry state, h_t of all its tokens staying in
+ * registers; then the adjoint runs backwards, with g_t = gy_t silu(z_t):
+ *   gh_t = g_t C_t + a_{t+1} gh_{t+1};  gC_t = g_t h_t;  gB_t = gh_t d_t u_t;  q_t = a_t gh_t h_{t-1};
+ *   gA = sum_t q_t d_t;  gd_t = sum_n q_t A + u_t sum_n gh_t B_t;  gu_t = d_t sum_n gh_t B_t + D g_t.
+ * a_t is computed again: a second exponential costs less than 64 more registers.
+ *
+ * Sums over states go through shared memory, those over channels (gB, gC) through shuffles to one row per warp, through
+ * shared memory to one per block, and through scratch to one; sums over tokens stay in registers to the end and meet over
+ * the batch in scratch. All orders are fixed. */
+#include "selective_scan.cuh"
+
+namespace scan {
+
+template <class W> struct alignas(16) Slot { W d, du, g, u; };
+
+template <class W, bool GATE> struct BackwardShared {
+  Slot<W> slot[TOKENS][CHANNELS<W>];
+  Pair<W> sums[TOKENS][QUADS][COLUMNS<W>];                 /* over 4 states: q A log2 e, gh B */
+  W y[GATE ? TOKENS : 1][QUADS][COLUMNS<W>];               /* and C h */
+  W slope[TOKENS][CHANNELS<W>];                            /* of d */
+  W slope_z[GATE ? TOKENS : 1][CHANNELS<W>];               /* gy silu'(z) */
+  Four<W> b[TOKENS][2][QUADS], c[TOKENS][2][QUADS];
+  W rows[THREADS<W> / 32][TOKENS][2 * GROUP];              /* gB, gC summed over the channels of a warp */
+};
+
+/* What the kernel gets and gives besides Scan. */
+template <class T> struct Adjoint {
+  const Wide<T> *h, *entries; /* adjoint states at the entry of each segment; NULL: zero */
+  const T *gy;
+  T *gu, *gdt, *gz;
+  Wide<T> *by_tile;  /* gB, gC of a block's channels: [tiles, 2, B L, N], or NULL */
+  Wide<T> *by_batch; /* rows gA[E,N] gD[E] gbias[E]: [B, segments, E (N + 2)], or NULL */
+  Wide<T> *parked;   /* with several groups, their adjoint states and gA: [blocks, groups, 8, THREADS] */
+};
+
+template <class T> struct RawAdjoint { T u, dt, gy, z; };
+
+/* Reads this thread's tokens of a chunk, those below count; the others are 0. */
+template <bool GATE, class T>
+__device__ __forceinline__ void fetch(const Scan<T> &p, const T *gy, const Cursor &tokens, const Cursor &gates, int row, int count,
+                                      RawAdjoint<T> (&raw)[PASSES]) {
+  if (count < TOKENS)
+#pragma unroll
+    for (int i = 0; i < PASSES; i++) raw[i] = {T(0.f), T(0.f), T(0.f), T(0.f)};
+  tokens.each(row, count, [&](int i, int64_t o) { raw[i].u = p.u[o], raw[i].dt = p.dt[o], raw[i].gy = gy[o]; });
+  if (GATE) gates.each(row, count, [&](int i, int64_t o) { raw[i].z = p.z[o]; });
+}
+
+/* Sums over the 8 channels of a warp, of gB and gC for 4 states. Lanes of odd channels hold even and odd states exchanged,
+ * so the first exchange needs no selection. Lane 8 q + c gets gC (c & 2) or gB of state 4 q + 2 (c >> 2) + (c & 1). */
+template <class W> __device__ __forceinline__ W sum_channels(const W (&b)[4], const W (&c)[4], int lane) {
+  const unsigned all = 0xffffffffu;
+  const W b0 = b[0] + __shfl_xor_sync(all, b[1], 1), b2 = b[2] + __shfl_xor_sync(all, b[3], 1);
+  const W c0 = c[0] + __shfl_xor_sync(all, c[1], 1), c2 = c[2] + __shfl_xor_sync(all, c[3], 1);
+  const bool is_c = lane & 2, high = lane & 4;
+  const W x0 = (is_c ? c0 : b0) + __shfl_xor_sync(all, is_c ? b0 : c0, 2);
+  const W x2 = (is_c ? c2 : b2) + __shfl_xor_sync(all, is_c ? b2 : c2, 2);
+  return (high ? x2 : x0) + __shfl_xor_sync(all, high ? x0 : x2, 4);
+}
+
+/* 4 states through a chunk and back. h[0]: the states at its entry. later: sums of other states are there already. */
+template <bool MOVING, bool GATE, class W>
+__device__ __forceinline__ void march(BackwardShared<W, GATE> &sh, const Part<W> &me, bool later, const W (&rate)[4],
+                                      const W (&entry)[4], W (&carry)[4], W (&gA)[4]) {
+  const int odd = me.lane & 1, place = (me.lane & 2) * 8 + 4 * me.q + (me.lane & 4) / 2 + odd;
+  W h[TOKENS + 1][4];
+#pragma unroll
+  for (int n = 0; n < 4; n++) h[0][n] = entry[n];
+#pragma unroll
+  for (int j = 0; j < TOKENS; j++) {
+    const W d = sh.slot[j][me.channel].d, du = sh.slot[j][me.channel].du;
+    const Four<W> b = sh.b[j][odd][me.q];
+#pragma unroll
+    for (int n = 0; n < 4; n++) h[j + 1][n] = (MOVING ? power2(d * rate[n]) * h[j][n] : h[j][n]) + du * b.x[n];
+  }
+  asm volatile("" ::: "memory"); /* or the compiler keeps the exponentials, and spills */
+#pragma unroll
+  for (int j = TOKENS - 1; j >= 0; j--) {
+    const Slot<W> x = sh.slot[j][me.channel];
+    const Four<W> b = sh.b[j][odd][me.q], c = sh.c[j][odd][me.q];
+    W gd = 0, gdu = 0, y = 0, gb[4], gc[4];
+#pragma unroll
+    for (int n = 0; n < 4; n++) {
+      const W gh = carry[n] + x.g * c.x[n];
+      gc[n] = x.g * h[j + 1][n];
+      gb[n] = x.du * gh;
+      gdu += gh * b.x[n];
+      if (GATE) y += c.x[n] * h[j + 1][n];
+      carry[n] = MOVING ? gh * power2(x.d * rate[n]) : gh;
+      const W q = carry[n] * h[j][n];
+      gd += q * rate[n];
+      gA[n] += q * x.d;
+    }
+    if (later) gd += sh.sums[j][me.q][me.channel].x, gdu += sh.sums[j][me.q][me.channel].y;
+    sh.sums[j][me.q][me.channel] = {gd, gdu};
+    if (GATE) sh.y[j][me.q][me.channel] = later ? y + sh.y[j][me.q][me.channel] : y;
+    sh.rows[me.warp][j][place] = sum_channels(gb, gc, me.lane);
+  }
+}
+
+/* gB, gC of a block's channels: adds the warps' rows of a chunk. at: of slot threadIdx.x / GROUP in a row of by_tile. */
+template <bool GATE, class T>
+__device__ __forceinline__ void add_warps(const BackwardShared<Wide<T>, GATE> &sh, const Scan<T> &p, const Cursor &at, int count,
+                                          int group, Wide<T> *by_tile) {
+  typedef Wide<T> W;
+  constexpr int AT_ONCE = THREADS<W> / GROUP;
+  const int slot = threadIdx.x / GROUP, v = threadIdx.x % GROUP * 2;
+  const int64_t left = p.s.N - group * GROUP - v % GROUP;
+  W *to = by_tile + at.offset + group * GROUP;
+#pragma unroll
+  for (int j = slot; j < slot + TOKENS; j += AT_ONCE, to += AT_ONCE * at.step) {
+    Pair<W> sum = {0, 0};
+#pragma unroll
+    for (int w = 0; w < THREADS<W> / 32; w++) {
+      const Pair<W> part = *reinterpret_cast<const Pair<W> *>(&sh.rows[w][j][v]);
+      sum.x += part.x, sum.y += part.y;
+    }
+    if (j < count && left > 0) to[0] = sum.x;
+    if (j < count && left > 1) to[1] = sum.y;
+  }
+}
+
+template <class T, bool GATE, bool ONE>
+static __global__ void __launch_bounds__(THREADS<Wide<T>>, sizeof(Wide<T>) == 4 ? 2 : 1)
+    backward_kernel(const Scan<T> p, const Adjoint<T> a) {
+  typedef Wide<T> W;
+  extern __shared__ __align__(16) char memory[];
+  BackwardShared<W, GATE> &sh = *reinterpret_cast<BackwardShared<W, GATE> *>(memory);
+  const ScanShape &s = p.s;
+  const Place at = place_of(p, blockIdx.x);
+  const Part<W> me;
+  const int odd = me.lane & 1, last = at.end - 1;
+  const int64_t e0 = at.tile * CHANNELS<W>, column = e0 + me.column, e = e0 + me.channel;
+  const int64_t segment = at.b * p.segments + at.segment, wide_row = s.E * (s.N + 2);
+  const bool inside = column < s.E;
+  const W D = p.D && inside ? p.D[column] : W(0), bias = p.bias && inside ? p.bias[column] : W(0);
+  const W peak = peak_rate(p.A, column, s);
+  Cursor tokens(s, at.b, last, me.row, p.step_e, column), gates(s, at.b, last, me.row, p.step_z, column);
+  const int pair = threadIdx.x % GROUP * 2;
+  Cursor rows(s, at.b, last, threadIdx.x / GROUP, p.step_n, (at.tile * 2 + pair / GROUP) * s.B * s.L * s.N + pair % GROUP);
+  Feed<T, 2> feed_b(p.b, s, p.step_b, at.b, last), feed_c(p.c, s, p.step_c, at.b, last);
+  RawAdjoint<T> raw[PASSES];
+  W rate[4], entry[4], carry[4], gA[4], gD = 0, gbias = 0;
+  const int64_t states = e < s.E ? s.N - 4 * me.q : 0; /* from this lane's first on */
+  const W *h = a.h + ((at.b * p.chunks + last) * s.N + 4 * me.q) * s.E + e;
+  const W *entries = a.entries + (segment * s.N + 4 * me.q) * s.E + e;
+  W *totals = a.by_batch + segment * wide_row;
+  fetch<GATE>(p, a.gy, tokens, gates, me.row, inside ? tokens_of(p, last) : 0, raw);
+  if (ONE) {
+    load_states(h, s.E, states, odd, entry);
+#pragma unroll
+    for (int n = 0; n < 4; n++) rate[n] = rate_at(p.A, 4 * me.q + (n ^ odd), e, s), carry[n] = gA[n] = 0;
+    if (a.entries) load_states(entries, s.E, states, odd, carry);
+  }
+  for (int k = last; k >= at.first; k--) {
+    const int count = tokens_of(p, k), mine = inside ? count : 0;
+    W d[PASSES], slope[PASSES];
+    bool moving = false;
+#pragma unroll
+    for (int i = 0; i < PASSES; i++) d[i] = wide_of(raw[i].dt) + bias;
+    find_steps(p, d, slope);
+#pragma unroll
+    for (int i = 0; i < PASSES; i++) {
+      const int j = me.row + ROWS * i;
+      const W u = wide_of(raw[i].u);
+      W g = wide_of(raw[i].gy);
+      if (j >= mine) d[i] = 0;
+      moving |= decays(d[i] * peak);
+      if (GATE) {
+        const W z = wide_of(raw[i].z), sig = sigmoid(z);
+        sh.slope_z[j][me.column] = g * (sig + z * sig * (1 - sig));
+        g *= z * sig;
+      }
+      sh.slot[j][me.column] = {d[i], d[i] * u, g, u};
+      sh.slope[j][me.column] = slope[i];
+    }
+    for (int group = 0; group < (ONE ? 1 : p.groups); group++) {
+      const int64_t n0 = group * GROUP;
+      W *park = a.parked + ((int64_t)blockIdx.x * p.groups + group) * 8 * THREADS<W> + threadIdx.x;
+      feed_b.stage(count, n0, s.N, sh.b[0][0]);
+      feed_c.stage(count, n0, s.N, sh.c[0][0]);
+      if (!ONE) {
+        load_states(h + n0 * s.E, s.E, states - n0, odd, entry);
+#pragma unroll
+        for (int n = 0; n < 4; n++) {
+          rate[n] = rate_at(p.A, n0 + 4 * me.q + (n ^ odd), e, s);
+          carry[n] = k < last ? park[n * THREADS<W>] : W(0);
+          gA[n] = k < last ? park[(n + 4) * THREADS<W>] : W(0);
+        }
+        if (k == last && a.entries) load_states(entries + n0 * s.E, s.E, states - n0, odd, carry);
+      }
+      if (group) __syncthreads();
+      else moving = __syncthreads_or(moving);
+      if (moving) march<true>(sh, me, group > 0, rate, entry, carry, gA);
+      else march<false>(sh, me, group > 0, rate, entry, carry, gA);
+#pragma unroll
+      for (int n = 0; n < 4; n++) {
+        if (!ONE) park[n * THREADS<W>] = carry[n], park[(n + 4) * THREADS<W>] = gA[n];
+        if (k == at.first && a.by_batch && (n ^ odd) < states - n0) totals[e * s.N + n0 + 4 * me.q + (n ^ odd)] = gA[n];
+      }
+      __syncthreads();
+      if (a.by_tile) add_warps<GATE>(sh, p, rows, count, group, a.by_tile);
+    }
+    const Cursor here = tokens;
+    tokens.previous_chunk(), gates.previous_chunk(), rows.previous_chunk();
+    feed_b.cursor.previous_chunk(), feed_c.cursor.previous_chunk();
+    h -= s.N * s.E;
+    fetch<GATE>(p, a.gy, tokens, gates, me.row, inside && k > at.first ? TOKENS : 0, raw);
+    if (ONE) load_states(h, s.E, k > at.first ? states : 0, odd, entry);
+    here.each(me.row, mine, [&](int i, int64_t o) {
+      const int j = me.row + ROWS * i;
+      const Slot<W> x = sh.slot[j][me.column];
+      W gd = 0, gdu = 0, y = D * x.u;
+#pragma unroll
+      for (int q = 0; q < QUADS; q++) {
+        gd += sh.sums[j][q][me.column].x, gdu += sh.sums[j][q][me.column].y;
+        if (GATE) y += sh.y[j][q][me.column];
+      }
+      const W gdt = (gd * W(LN2) + gdu * x.u) * sh.slope[j][me.column]; /* the rates carry log2 e */
+      gbias += gdt;
+      gD += x.g * x.u;
+      if (a.gdt) a.gdt[o] = narrow<T>(gdt);
+      if (a.gu) a.gu[o] = narrow<T>(gdu * x.d + D * x.g);
+      if (GATE && a.gz) a.gz[o] = narrow<T>(sh.slope_z[j][me.column] * y);
+    });
+  }
+  if (!a.by_batch) return;
+  __syncthreads();
+  sh.sums[me.row][0][me.column] = {gD, gbias};
+  __syncthreads();
+  if (me.row || !inside) return;
+#pragma unroll
+  for (int r = 1; r < ROWS; r++) gD += sh.sums[r][0][me.column].x, gbias += sh.sums[r][0][me.column].y;
+  W *to = totals + s.E * s.N + column;
+  to[0] = gD, to[s.E] = gbias;
+}
+
+/* Columns of a sum that go to several arrays, one after another. */
+template <class O> struct Outputs {
+  O *to[3]; /* may be NULL */
+  int64_t columns[3];
+};
+
+/* Sums the rows of from[rows, columns], SPLIT threads to a column. */
+template <class O, int SPLIT>
+static __global__ void __launch_bounds__(256) add_rows_kernel(int64_t rows, int64_t columns, const Wide<O> *from, Outputs<O> out) {
+  typedef Wide<O> W;
+  constexpr int WIDTH = 256 / SPLIT;
+  __shared__ W part[SPLIT][WIDTH];
+  const int x = threadIdx.x % WIDTH, y = threadIdx.x / WIDTH;
+  int64_t i = (int64_t)blockIdx.x * WIDTH + x;
+  W sum = 0;
+  if (i < columns)
+#pragma unroll 8
+    for (int64_t r = y; r < rows; r += SPLIT) sum += from[r * columns + i];
+  if (SPLIT > 1) {
+    part[y][x] = sum;
+    __syncthreads();
+    if (y) return;
+#pragma unroll
+    for (int r = 1; r < SPLIT; r++) sum += part[r][x];
+  }
+#pragma unroll
+  for (int k = 0; k < 3; k++) {
+    if (i >= 0 && i < out.columns[k] && out.to[k]) out.to[k][i] = narrow<O>(sum);
+    i -= out.columns[k];
+  }
+}
+
+template <class T, bool GATE, bool ONE> static void launch(CabStream *s, const Scan<T> &p, const Adjoint<T> &a) {
+  typedef Wide<T> W;
+  auto kernel = backward_kernel<T, GATE, ONE>;
+  const int bytes = sizeof(BackwardShared<W, GATE>);
+  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
+  kernel<<<(unsigned)blocks_of(p), THREADS<W>, bytes, s->stream>>>(p, a);
+}
+
+static void clear(CabStream *s, void *to, int64_t bytes) {
+  if (to && bytes) cudaMemsetAsync(to, 0, (size_t)bytes, s->stream);
+}
+
+} // namespace scan
+
+template <class T>
+static void scan_backward(CabStream *stream, const ScanShape *s, const void *u, const void *dt, const void *A, const void *b,
+                          const void *c, const void *D, const void *z, const void *bias, const void *h, const void *gy, void *gu,
+                          void *gdt, void *gA, void *gb, void *gc, void *gD, void *gz, void *gbias, void *) {
+  using namespace scan;
+  typedef Wide<T> W;
+  const int64_t EN = s->E * s->N, BLN = s->B * s->L * s->N;
+  if (!s->B || !s->L || !s->E) { /* sums of nothing */
+    clear(stream, gA, EN * sizeof(W)), clear(stream, gD, s->E * sizeof(W)), clear(stream, gbias, s->E * sizeof(W));
+    clear(stream, gb, BLN * sizeof(T)), clear(stream, gc, BLN * sizeof(T));
+    return;
+  }
+  const Scan<T> p = plan<T>(stream, s, u, dt, A, b, c, D, z, bias, 2);
+  const bool tiled = (gb || gc) && BLN, batched = gA || gD || gbias;
+  const int64_t columns = EN + 2 * s->E, segments = s->B * p.segments;
+  const Scratch entries(stream, entries_bytes(p));
+  const Scratch by_tile(stream, tiled ? (size_t)(p.tiles * 2 * BLN) * sizeof(W) : 0);
+  const Scratch by_batch(stream, batched ? (size_t)(segments * columns) * sizeof(W) : 0);
+  const Scratch parked(stream, p.groups > 1 ? (size_t)(blocks_of(p) * p.groups * 8 * THREADS<W>) * sizeof(W) : 0);
+  if (stream->failed) return;
+  if (!z) clear(stream, gz, s->B * s->L * s->E * sizeof(T));
+  const W *from = find_entries<true>(stream, p, gy, entries.data);
+  const Adjoint<T> a = {(const W *)h, from, (const T *)gy, (T *)gu, (T *)gdt, (T *)gz,
+                        (W *)by_tile.data, (W *)by_batch.data, (W *)parked.data};
+  if (p.groups == 1) z ? launch<T, true, true>(stream, p, a) : launch<T, false, true>(stream, p, a);
+  else z ? launch<T, true, false>(stream, p, a) : launch<T, false, false>(stream, p, a);
+  if (tiled)
+    add_rows_kernel<T, 1><<<blocks_for(2 * BLN, 256), 256, 0, stream->stream>>>(
+        p.tiles, 2 * BLN, (const W *)by_tile.data, Outputs<T>{{(T *)gb, (T *)gc, nullptr}, {BLN, BLN, 0}});
+  if (batched)
+    add_rows_kernel<W, 8><<<blocks_for(columns, 32), 256, 0, stream->stream>>>(
+        segments, columns, (const W *)by_batch.data, Outputs<W>{{(W *)gA, (W *)gD, (W *)gbias}, {EN, s->E, s->E}});
+}
+
+EXPORT(scan_backward)
