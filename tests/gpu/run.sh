@@ -83,7 +83,8 @@ sanitize() {
 
 for part in "$@"; do
   case $part in
-    parity) LINES_OK=140 spec parity 200 tests/ops_spec.lua tests/cuda_spec.lua tests/tensor_spec.lua tests/nn_spec.lua ;;
+    parity) LINES_OK=140 spec parity 200 tests/ops_spec.lua tests/cuda_spec.lua tests/tensor_spec.lua tests/nn_spec.lua \
+      tests/optim_spec.lua tests/bridge_spec.lua tests/device_spec.lua ;;
     goldens) spec goldens 60 tests/goldens_spec.lua ;;
     determinism)
       check determinism 120 "$cab" run tests/gpu/determinism.lua
