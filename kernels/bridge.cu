@@ -1,7 +1,9 @@
-/* bridge.cu - the bridge tap by tap: products by the twins of gemm.h, between them kernels that lift a row, compare it with
- * its target and come down again, so that h and the error are all that is ever stored, for one tap at a time. */
+/* bridge.cu - the bridge of any size, tap by tap: products by the twins of gemm.h, between them kernels that lift a row, compare
+ * it with its target and come down again, so that h and the error are all that is ever stored, for one tap at a time. For the
+ * sizes of bridge_tile.cuh all of that is one kernel. */
 #include "bridge.h"
 
+#include "bridge_tile.cuh"
 #include "gemm.h"
 #include "vector.cuh"
 
@@ -176,8 +178,18 @@ template <class T> static void run_tap(CabStream *s, const BridgeShape &b, const
   linear_backward_cuda[TYPE](s, rows, H, b.N, dh, t.x, t.ldx, t.w1, t.gx, t.gw1, t.gb1);
 }
 
+/* False: not one of its sizes, nothing was launched. */
+template <class T> static bool run_tiles(CabStream *s, const BridgeShape &b, const BridgeTap *tap, void *mse, void *y) {
+  using bridge_tile::launch_by_width;
+  constexpr size_t size = sizeof(T);
+  if constexpr (size == sizeof(double)) return false;
+  else if (size == sizeof(bf16) || s->precision != PRECISION_F32) return launch_by_width<T, false>(s, b, tap, (float *)mse, (float *)y);
+  else return launch_by_width<T, size == sizeof(float)>(s, b, tap, (float *)mse, (float *)y);
+}
+
 template <class T>
 static void bridge_forward(CabStream *s, const BridgeShape *b, const BridgeTap *tap, void *mse, void *y, void *) {
+  if (run_tiles<T>(s, *b, tap, mse, y)) return;
   for (int i = 0; i < b->taps; i++) run_tap<T>(s, *b, tap, i, (Wide<T> *)mse, (Wide<T> *)y);
 }
 
