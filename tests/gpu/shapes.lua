@@ -223,8 +223,7 @@ local function maps(b, l, d)
   end
 end
 
--- x and targets are parts of packed projections. o: map, first, second; taps: 1 or 2; frozen: names without a gradient; plain: nothing
--- is packed.
+-- Taps and targets are parts of packed projections. o: map, first, second, taps; frozen: names without a gradient; plain: not packed.
 local function bridge(b, l, n, h, d, o)
   local map, first, second = o.map or "standard", o.first or 1, o.second or 0
   local tokens = l + 1 - (first > 0 and 1 or 0) - (second > 0 and 1 or 0)
@@ -247,16 +246,12 @@ local function bridge(b, l, n, h, d, o)
       local args, _ = { map = map, first = first, second = second }, nil
       _, args.B, args.C = t.low:split(3, { 3, n, n })
       args.q, args.k = t.qkv:split(3, { d, d, d })
-      if o.plain then
-        for _, name in ipairs { "B", "C", "q", "k" } do args[name] = args[name]:clone() end
-      end
+      for _, name in ipairs(o.plain and { "B", "C", "q", "k" } or {}) do args[name] = args[name]:clone() end
       for name, value in pairs(t) do
-        if name ~= "low" and name ~= "qkv" then args[name] = value end
+        if name:find "_" then args[name] = value end
       end
-      if o.taps == 1 then
-        for name in pairs(args) do
-          if name:find "^[Cq]" then args[name] = nil end
-        end
+      for name in pairs(o.taps == 1 and args or {}) do
+        if name:find "^[Cq]" then args[name] = nil end
       end
       return op.bridge(args)
     end }
