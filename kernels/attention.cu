@@ -1,7 +1,7 @@
 /* attention.cu - blocks of queries against blocks of keys, the running maximum and the outputs in registers. Up to 128
- * columns a head the products are those of attention_tile.cuh; else, and for doubles, those of attention_plain.cuh. Backward
- * computes the scores again from lse, once for gq, a block of queries at a time, and once for gk and gv, a block of keys
- * at a time: each gradient has one writer, and the order of its sum is fixed. */
+ * columns a head the products are those of attention_tile.cuh; else, and for doubles, those of attention_plain.cuh.
+ * Backward computes the scores again from lse, once for gq, a block of queries at a time, and once for gk and gv, a block
+ * of keys at a time: each gradient has one writer, and the order of its sum is fixed. */
 #include "attention.h"
 
 #include <initializer_list>
@@ -74,7 +74,7 @@ static __global__ void __launch_bounds__(TILE_THREADS, BLOCKS) tiled_forward(Att
   const E e((float *)(v + N * LD));
   const int L = (int)a.L, P = (int)a.P, heads = (int)a.heads, head = blockIdx.x % heads, tile = blockIdx.x / heads;
   const int i0 = (a.causal ? (int)gridDim.x / heads - 1 - tile : tile) * BLOCK; /* the longest first */
-  const int mine = threadIdx.x / 32 * E::ROWS, first = i0 + mine, keys = a.causal && i0 + BLOCK < L ? i0 + BLOCK : L;
+  const int mine = e.base(), first = i0 + mine, keys = a.causal && i0 + BLOCK < L ? i0 + BLOCK : L;
   const int64_t at = a.at(head, a.ld), out_ld = a.H * a.P;
   const float scale = a.scale * LOG2E;
   float o[E::R][E::O] = {}, s[E::R][E::C], max[E::R], sum[E::R] = {};
@@ -88,7 +88,7 @@ static __global__ void __launch_bounds__(TILE_THREADS, BLOCKS) tiled_forward(Att
   for (int j0 = 0; j0 < keys; j0 += N) {
     const int left = keys - j0, live = left < N ? left : N;
     const int64_t next = at + (int64_t)(j0 + N) * a.ld;
-    const bool work = first < L && (!a.causal || j0 < first + E::ROWS);
+    const bool work = first < L && (!a.causal || j0 < first + E::SPAN);
     copies_landed<1>();
     __syncthreads();
     if (work) e.scores(s, q + mine * LD, k, live);
@@ -151,7 +151,7 @@ static __global__ void __launch_bounds__(TILE_THREADS) tiled_backward(AttentionB
   const E e((float *)(y2 + N * LD));
   const int L = (int)a.L, P = (int)a.P, heads = (int)a.heads, head = blockIdx.x % heads, tile = blockIdx.x / heads;
   const int r0 = (!KEYS && a.causal ? (int)gridDim.x / heads - 1 - tile : tile) * BLOCK; /* the longest first */
-  const int mine = threadIdx.x / 32 * E::ROWS, first = r0 + mine, start = KEYS && a.causal ? r0 : 0;
+  const int mine = e.base(), first = r0 + mine, start = KEYS && a.causal ? r0 : 0;
   const int stop = !KEYS && a.causal && r0 + BLOCK < L ? r0 + BLOCK : L;
   const int64_t out_ld = a.H * a.P, at = a.at(head, a.ld), x2_ld = KEYS ? a.ld : out_ld, y2_ld = KEYS ? out_ld : a.ld;
   const T *gout = a.gout + a.at(head, out_ld), *from1 = (KEYS ? a.q : a.k) + at, *from2 = KEYS ? gout : a.v + at;
@@ -165,7 +165,7 @@ static __global__ void __launch_bounds__(TILE_THREADS) tiled_backward(AttentionB
     copies_end();
     copies_landed<0>();
     __syncthreads();
-    if (first < L && (!a.causal || (KEYS ? first < c0 + N : c0 < first + E::ROWS))) {
+    if (first < L && (!a.causal || (KEYS ? first < c0 + N : c0 < first + E::SPAN))) {
       e.scores(s, x1 + mine * LD, y1, live);
       e.scores(g, x2 + mine * LD, y2, live);
       slopes<KEYS>(e, a, head, first, c0, live, s, g);
@@ -209,20 +209,40 @@ template <class T, class E> static bool backward_with(CabStream *s, const Attent
   return !(a.gk || a.gv) || launch<T, E>(s, tiled_backward<T, E, true>, 2, a);
 }
 
-/* The tile kernels of head size PAD; the second number of a forward is the blocks wanted on a multiprocessor. */
+/* How many rows of L a thread of Fma takes, 4 to 8, for least cost: each block costs its rows, those past the end too,
+ * and as much as 2 rows more. */
+static int rows_for(int64_t L) {
+  int best = 8;
+  int64_t least = INT64_MAX;
+  for (int r = 8; r >= 4; r--) {
+    const int64_t block = 4 * TILE_WARPS * r, cost = (L + block - 1) / block * (r + 2);
+    if (cost < least) least = cost, best = r;
+  }
+  return best;
+}
+template <int PAD, int R> using Spread = Fma<PAD, R, 4 * TILE_WARPS>;
+
+/* The tile kernels of head size PAD; the last number of a forward is the blocks wanted on a multiprocessor. */
 template <int PAD> static bool tiled(CabStream *s, const AttentionForward<bf16> &a) {
   return forward_with<bf16, Mma<bf16, PAD, 64>, PAD <= 64 ? 4 : 3>(s, a);
 }
 template <int PAD> static bool tiled(CabStream *s, const AttentionForward<float> &a) {
   if (s->precision != PRECISION_F32) return forward_with<float, Mma<float, PAD, 64>, PAD <= 64 ? 4 : 2>(s, a);
-  return forward_with<float, Fma<PAD, (PAD <= 64 ? 8 : 4)>, PAD <= 64 ? 3 : 2>(s, a);
+  if constexpr (PAD > 64) return forward_with<float, Spread<PAD, 4>, 2>(s, a);
+  else switch (rows_for(a.L)) {
+      case 8: return forward_with<float, Spread<PAD, 8>, 3>(s, a);
+      case 7: return forward_with<float, Spread<PAD, 7>, 3>(s, a);
+      case 6: return forward_with<float, Spread<PAD, 6>, 3>(s, a);
+      case 5: return forward_with<float, Spread<PAD, 5>, 3>(s, a);
+      default: return forward_with<float, Spread<PAD, 4>, 3>(s, a);
+    }
 }
 template <int PAD> static bool tiled(CabStream *s, const AttentionBackward<bf16> &a) {
   return backward_with<bf16, Mma<bf16, PAD, 32>>(s, a);
 }
 template <int PAD> static bool tiled(CabStream *s, const AttentionBackward<float> &a) {
   return s->precision != PRECISION_F32 ? backward_with<float, Mma<float, PAD, 32>>(s, a)
-                                       : backward_with<float, Fma<PAD, 4>>(s, a);
+                                       : backward_with<float, Fma<PAD, 4, 4>>(s, a);
 }
 
 /* False: no tile kernel was launched. */
@@ -251,8 +271,9 @@ static void attention_forward(CabStream *s, int64_t B, int64_t L, int64_t H, int
                               const void *q, const void *k, const void *v, int64_t ld, void *out, void *lse, void *map) {
   if (B * H <= 0 || L <= 0) return;
   const bool moves = aligned<T>({q, k, v, out}, {ld, P});
-  const AttentionForward<T> a = {{B * H, L, H, P, ld, (Wide<T>)scale, causal, moves, (const T *)q, (const T *)k, (const T *)v},
-                                 (T *)out, (Wide<T> *)lse, (T *)map};
+  const AttentionHeads<T> heads = {B * H, L, H, P, ld, (Wide<T>)scale, causal, moves,
+                                   (const T *)q, (const T *)k, (const T *)v};
+  const AttentionForward<T> a = {heads, (T *)out, (Wide<T> *)lse, (T *)map};
   const int64_t tiles = (L + plain::TILE - 1) / plain::TILE;
   if (!by_tiles(s, a)) plain::forward<T><<<grid(B * H * tiles), plain::THREADS, 0, s->stream>>>(a);
   if (map) plain::map<T><<<grid(B * H * tiles * tiles), plain::THREADS, 0, s->stream>>>(a);
@@ -266,15 +287,17 @@ static void attention_backward(CabStream *s, int64_t B, int64_t L, int64_t H, in
   Scratch dots(s, B * H * L * sizeof(Wide<T>));
   if (!dots.data) return;
   const bool moves = aligned<T>({q, k, v, gout, gq, gk, gv}, {ld, P, gld});
-  const AttentionBackward<T> a = {{B * H, L, H, P, ld, (Wide<T>)scale, causal, moves, (const T *)q, (const T *)k, (const T *)v},
-                                  (const T *)out, (const T *)gout, (const T *)gmap, (const Wide<T> *)lse,
+  const AttentionHeads<T> heads = {B * H, L, H, P, ld, (Wide<T>)scale, causal, moves,
+                                   (const T *)q, (const T *)k, (const T *)v};
+  const AttentionBackward<T> a = {heads, (const T *)out, (const T *)gout, (const T *)gmap, (const Wide<T> *)lse,
                                   (Wide<T> *)dots.data, (T *)gq, (T *)gk, (T *)gv, gld};
-  const int64_t tiles = (L + plain::TILE - 1) / plain::TILE, jobs = tiles * ((P + plain::CHUNK - 1) / plain::CHUNK) * B * H;
+  const int64_t tiles = (L + plain::TILE - 1) / plain::TILE, chunks = (P + plain::CHUNK - 1) / plain::CHUNK;
+  const unsigned jobs = grid(B * H * tiles * chunks);
   plain::row_dots<T><<<grid((B * H * L + 7) / 8), plain::THREADS, 0, s->stream>>>(a);
   if (gmap) plain::map_dots<T><<<grid(B * H * tiles), plain::THREADS, 0, s->stream>>>(a);
   if (by_tiles(s, a)) return;
-  if (gq) plain::backward<T, false><<<grid(jobs), plain::THREADS, 0, s->stream>>>(a);
-  if (gk || gv) plain::backward<T, true><<<grid(jobs), plain::THREADS, 0, s->stream>>>(a);
+  if (gq) plain::backward<T, false><<<jobs, plain::THREADS, 0, s->stream>>>(a);
+  if (gk || gv) plain::backward<T, true><<<jobs, plain::THREADS, 0, s->stream>>>(a);
 }
 
 EXPORT(attention_forward)

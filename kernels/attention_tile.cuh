@@ -1,7 +1,8 @@
 /* attention_tile.cuh - the two products of blockwise attention on a warp's rows, in two ways with one interface:
  *   Fma: f32 on the ordinary cores;  Mma: bf16 or TF32 on the tensor cores, sums in f32.
  * Tiles in shared memory are rows of PAD >= P columns, zero beyond P, LD = PAD + 16 bytes apart, so that 8 rows fall on
- * different banks. A warp has ROWS rows; a thread has R of them, C scores and O outputs in each:
+ * different banks. A block has TILE_WARPS * ROWS rows. Those of a warp stand from base() on, within SPAN; a thread has R of
+ * them, C scores and O outputs in each:
  *   scores(s, x, y, live)    s[r][c] = x_row(r) . y_col(c): the warp's rows of x against N rows of y
  *   products(o, s, y, live)  o[r][o] += sum over c of s[r][c] y_col(c)[out(o)]
  * Rows of y from `live` on count for nothing: scores may leave their s at 0, products takes their s to be 0. */
@@ -57,20 +58,23 @@ __device__ __forceinline__ void stage(T *to, const T *from, int64_t ld, int live
 
 /* ---- f32 on the ordinary cores ------------------------------------------------------------------ */
 
-/* A warp is 4 x 8 threads: thread (ty, tx) has rows ty + 4 r, columns tx + 8 c, outputs in packs of VW. Neighbouring
- * lanes share ty and lanes 2 apart share tx: only so does a half warp read 16-byte words in one go. */
-template <int PAD_, int R_> struct Fma {
-  typedef float Element;
-  enum { PAD = PAD_, R = R_, ROWS = 4 * R, N = 32, C = N / 8, O = PAD / 8, VW = 4, LD = PAD + 4 };
+/* A warp is 4 x 8 threads: thread (ty, tx) has rows ty + STRIDE r, columns tx + 8 c, outputs in packs of VW. Neighbouring
+ * lanes share ty and lanes 2 apart share tx: only so does a half warp read 16-byte words in one go. With STRIDE 4 a warp's
+ * rows are adjacent, and it rests if all are past the end; with 4 * TILE_WARPS all warps share the last block's rows. */
+template <int PAD_, int R_, int STRIDE> struct Fma {
+  enum { R = R_, ROWS = 4 * R, SPAN = STRIDE * (R - 1) + 4, N = 32, C = N / 8 };
+  enum { PAD = PAD_, LD = PAD + 4, O = PAD / 8, VW = 4 };
   enum { SHARE_LD = N + 8, SHARE = ROWS * SHARE_LD }; /* scores on their way to other lanes, in floats a warp */
   float *share;
   int tx, ty;
-  __device__ __forceinline__ Fma(float *shares) : share(shares + threadIdx.x / 32 * SHARE) {
+  __device__ __forceinline__ Fma(float *shares) {
     const int lane = threadIdx.x % 32;
     tx = (lane & 1) | (lane >> 1 & 6);
     ty = (lane >> 1 & 1) | (lane >> 3 & 2);
+    share = shares + threadIdx.x / 32 * SHARE + ty * SHARE_LD;
   }
-  __device__ __forceinline__ int row(int r) const { return ty + 4 * r; }
+  static __device__ __forceinline__ int base() { return threadIdx.x / 32 * (STRIDE == 4 ? ROWS : 4); }
+  __device__ __forceinline__ int row(int r) const { return ty + STRIDE * r; }
   __device__ __forceinline__ int col(int c) const { return tx + 8 * c; }
   __device__ __forceinline__ int out(int o) const { return (o / VW * 8 + tx) * VW + o % VW; }
   static __device__ __forceinline__ float row_sum(float x) {
@@ -119,13 +123,13 @@ template <int PAD_, int R_> struct Fma {
 #pragma unroll
     for (int r = 0; r < R; r++)
 #pragma unroll
-      for (int c = 0; c < C; c++) share[row(r) * SHARE_LD + col(c)] = s[r][c];
+      for (int c = 0; c < C; c++) share[4 * r * SHARE_LD + col(c)] = s[r][c];
     __syncwarp();
 #pragma unroll 1
     for (int j = 0; j < live; j += 4) {
       float a[R][4];
 #pragma unroll
-      for (int r = 0; r < R; r++) *(float4 *)a[r] = *(const float4 *)(share + row(r) * SHARE_LD + j);
+      for (int r = 0; r < R; r++) *(float4 *)a[r] = *(const float4 *)(share + 4 * r * SHARE_LD + j);
 #pragma unroll
       for (int e = 0; e < 4; e++) {
         float b[O];
@@ -179,11 +183,12 @@ __device__ __forceinline__ void multiply(float, float *d, float *e, const unsign
 
 /* The lanes of a warp are 8 x 4, (g, t): lane has rows g and g + 8, columns 8 n + 2 t and the next. */
 template <class T, int PAD_, int N_> struct Mma {
-  typedef T Element;
-  enum { PAD = PAD_, R = 2, ROWS = 16, N = N_, C = N / 4, O = PAD / 4, VW = 2, LD = PAD + 16 / sizeof(T), SHARE = 0 };
+  enum { R = 2, ROWS = 16, SPAN = 16, N = N_, C = N / 4, SHARE = 0 };
+  enum { PAD = PAD_, LD = PAD + 16 / sizeof(T), O = PAD / 4, VW = 2 };
   enum { HALF = 16 / sizeof(T), STEP = 2 * HALF };
   int lane;
   __device__ __forceinline__ Mma(float *) : lane(threadIdx.x % 32) {}
+  static __device__ __forceinline__ int base() { return threadIdx.x / 32 * ROWS; }
   __device__ __forceinline__ int row(int r) const { return lane / 4 + 8 * r; }
   __device__ __forceinline__ int col(int c) const { return c / 2 * 8 + lane % 4 * 2 + c % 2; }
   __device__ __forceinline__ int out(int o) const { return col(o); }
