@@ -1,4 +1,5 @@
-/* gemm.cu - matrix products by cuBLASLt, the bias that goes with them, and row sums.
+/* gemm.cu - matrix products by cuBLASLt, the bias that goes with them, and row sums; products with a small side are in
+ * narrow.cuh.
  *
  * cuBLAS is column-major: row-major C = op(A) op(B) is its C^T = op(B)^T op(A)^T, the same memory with the operands
  * swapped. Only split-K through the workspace, in the compute type, is admitted: no sums in C's own type. */
@@ -6,7 +7,7 @@
 
 #include <string.h>
 
-#include "cuda.cuh"
+#include "narrow.cuh"
 
 /* ---- plans ---------------------------------------------------------------------------------- */
 
@@ -260,12 +261,19 @@ static __global__ void __launch_bounds__(THREADS) bias_rows(int64_t rows, int64_
   for (int64_t i = blockIdx.x * (int64_t)THREADS + threadIdx.x; i < rows * n; i += gridDim.x * (int64_t)THREADS) y[i] = b[i % n];
 }
 
+/* The largest small side for which plain arithmetic is taken: tensor cores, where allowed, win earlier. */
+static int small_side(const CabStream *s, bool f32) { return f32 && s->precision == PRECISION_F32 ? NARROW_MOST : 16; }
+
 /* The bias rides in the product's epilogue, which wants it on a multiple of 16 bytes; otherwise y starts as the bias and
  * the product adds to it. */
 template <class T>
 static void linear_forward(CabStream *s, int64_t rows, int64_t O, int64_t I, const void *x, int64_t ldx, const void *w,
                            const void *b, void *y) {
   if (rows <= 0 || O <= 0) return;
+  if constexpr (sizeof(T) != sizeof(double)) {
+    const Weight columns = {(const float *)w, 1, I};
+    if (small_product(s, rows, O, I, small_side(s, sizeof(T) == 4), (const T *)x, ldx, columns, (const float *)b, (T *)y)) return;
+  }
   Parameters<T> p(s, w, O * I, b, b ? O : 0);
   if (!p.ready()) return;
   const Wide<T> one = 1, zero = 0;
@@ -278,8 +286,7 @@ static void linear_forward(CabStream *s, int64_t rows, int64_t O, int64_t I, con
   products(s, product, 1, (const T *)x, p.w, b ? 1 : 0, (T *)y);
 }
 
-/* V neighbouring elements, loaded at once. */
-template <class T, int V> struct alignas(sizeof(T) * V < 16 ? sizeof(T) * V : 16) Pack { T v[V]; };
+/* ---- sums over rows ------------------------------------------------------------------------- */
 
 enum { SUM_LANES = 32, SUM_ROWS = 8, SLAB_ROWS = 128, SLABS = 512 };
 
@@ -288,7 +295,6 @@ enum { SUM_LANES = 32, SUM_ROWS = 8, SLAB_ROWS = 128, SLABS = 512 };
 template <class T, int V>
 static __global__ void __launch_bounds__(SUM_LANES *SUM_ROWS)
     slab_sums(int64_t rows, int64_t n, int64_t per_slab, const T *x, int64_t ld, Wide<T> *out) {
-  typedef Pack<T, V> P;
   constexpr int WIDTH = SUM_LANES * V;
   __shared__ Wide<T> part[SUM_ROWS][WIDTH];
   const int lane = threadIdx.x, group = threadIdx.y;
@@ -298,9 +304,10 @@ static __global__ void __launch_bounds__(SUM_LANES *SUM_ROWS)
   if (j < n) {
 #pragma unroll 4
     for (int64_t r = first + group; r < last; r += SUM_ROWS) {
-      P p = *(const P *)(x + r * ld + j);
+      Wide<T> next[V];
+      load<T, V>(next, x + r * ld + j);
 #pragma unroll
-      for (int v = 0; v < V; v++) sum[v] += wide_of(p.v[v]);
+      for (int v = 0; v < V; v++) sum[v] += next[v];
     }
   }
 #pragma unroll
@@ -318,10 +325,8 @@ template <class T>
 static void sum_slabs(CabStream *s, int64_t rows, int64_t n, int64_t per_slab, int64_t slabs, const T *x, int64_t ld,
                       Wide<T> *out) {
   constexpr int V = 4;
-  constexpr size_t ALIGN = alignof(Pack<T, V>);
   const dim3 block(SUM_LANES, SUM_ROWS);
-  bool vector = n % V == 0 && (uintptr_t)x % ALIGN == 0 && (size_t)ld * sizeof(T) % ALIGN == 0 && n > SUM_LANES;
-  if (vector)
+  if (n % V == 0 && n > SUM_LANES && packs<T, V>(x, ld))
     slab_sums<T, V><<<dim3(blocks_for(n, SUM_LANES * V), (unsigned)slabs), block, 0, s->stream>>>(rows, n, per_slab, x, ld, out);
   else
     slab_sums<T, 1><<<dim3(blocks_for(n, SUM_LANES), (unsigned)slabs), block, 0, s->stream>>>(rows, n, per_slab, x, ld, out);
@@ -343,17 +348,58 @@ template <class T> static void column_sum(CabStream *s, int64_t rows, int64_t n,
   sum_slabs(s, slabs, n, slabs, 1, (const Wide<T> *)partial.data, n, (Wide<T> *)out);
 }
 
+/* ---- gradients of the linear layer ---------------------------------------------------------- */
+
+template <class T>
+static void linear_input_gradient(CabStream *s, int64_t rows, int64_t O, int64_t I, const void *gy, const void *w, void *gx) {
+  if constexpr (sizeof(T) != sizeof(double)) {
+    const Weight rows_of_w = {(const float *)w, I, 1};
+    if (small_product(s, rows, I, O, small_side(s, sizeof(T) == 4), (const T *)gy, O, rows_of_w, NULL, (T *)gx)) return;
+  }
+  Parameters<T> p(s, w, O * I, NULL, 0);
+  if (p.ready()) products(s, problem_of<T, T>(s, false, false, rows, I, O, O, I, I), 1, (const T *)gy, p.w, 0, (T *)gx);
+}
+
+/* g[S,N] or, transposed, [N,S] = small^T wide over the rows, S small. False where something does not fit. */
+template <class T, int SP, int C>
+static bool small_gradient(CabStream *s, int64_t rows, int S, int64_t N, const T *small, int64_t ld_small, const T *wide,
+                           int64_t ld_wide, bool transposed, float *g) {
+  if (N % C || N < NARROW_LANES || !packs<T, C>(wide, ld_wide)) return false;
+  int64_t least = SP <= 16 ? SLAB_ROWS : 2 * SLAB_ROWS, per_slab = (rows + SLABS - 1) / SLABS;
+  if (per_slab < least) per_slab = least;
+  const int64_t slabs = (rows + per_slab - 1) / per_slab;
+  Scratch partial(s, (size_t)(slabs * S * N) * sizeof(float));
+  if (!partial.data) return true;
+  const dim3 grid((unsigned)slabs, blocks_for(N, NARROW_LANES * C)), block(NARROW_LANES, OUTER_WARPS);
+  outer_sums<T, SP, C><<<grid, block, 0, s->stream>>>(rows, per_slab, S, N, small, ld_small, wide, ld_wide, transposed,
+                                                      (float *)partial.data);
+  sum_slabs(s, slabs, S * N, slabs, 1, (const float *)partial.data, S * N, g);
+  return true;
+}
+
+template <class T>
+static void linear_weight_gradient(CabStream *s, int64_t rows, int64_t O, int64_t I, const T *gy, const T *x, int64_t ldx,
+                                   Wide<T> *gw) {
+  if constexpr (sizeof(T) != sizeof(double)) {
+    const bool by_x = I <= O; /* x is the small side */
+    const int64_t S = by_x ? I : O, most = small_side(s, sizeof(T) == 4);
+    auto *run = S <= 8    ? small_gradient<T, 8, 4>
+                : S <= 12 ? small_gradient<T, 12, 4>
+                : S <= 16 ? small_gradient<T, 16, 4>
+                : S <= 32 ? small_gradient<T, 32, 2>
+                          : small_gradient<T, 48, 2>;
+    if (S > 0 && S <= most && rows >= NARROW_ROWS &&
+        run(s, rows, (int)S, by_x ? O : I, by_x ? x : gy, by_x ? ldx : O, by_x ? gy : x, by_x ? O : ldx, by_x, gw))
+      return;
+  }
+  products(s, problem_of<T, Wide<T>>(s, true, false, O, I, rows, O, ldx, I), 1, gy, x, 0, gw);
+}
+
 template <class T>
 static void linear_backward(CabStream *s, int64_t rows, int64_t O, int64_t I, const void *gy, const void *x, int64_t ldx,
                             const void *w, void *gx, void *gw, void *gb) {
-  if (gx) {
-    Parameters<T> p(s, w, O * I, NULL, 0);
-    if (!p.ready()) return;
-    products(s, problem_of<T, T>(s, false, false, rows, I, O, O, I, I), 1, (const T *)gy, p.w, 0, (T *)gx);
-  }
-  if (gw)
-    products(s, problem_of<T, Wide<T>>(s, true, false, O, I, rows, O, ldx, I), 1, (const T *)gy, (const T *)x, 0,
-             (Wide<T> *)gw);
+  if (gx) linear_input_gradient<T>(s, rows, O, I, gy, w, gx);
+  if (gw) linear_weight_gradient(s, rows, O, I, (const T *)gy, (const T *)x, ldx, (Wide<T> *)gw);
   if (gb) column_sum<T>(s, rows, O, gy, O, gb);
 }
 

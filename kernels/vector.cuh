@@ -20,7 +20,7 @@ template <class T, int V> __device__ __forceinline__ void load(Wide<T> (&to)[V],
 #pragma unroll
   for (int v = 0; v < V; v++) to[v] = wide_of(p.v[v]);
 }
-/* A plain store of N bytes. Spelled out, because nvcc would often write the elements of a pack one by one. */
+/* A plain store of N bytes to global memory. Spelled out, because nvcc would often write the elements of a pack one by one. */
 template <int N> __device__ __forceinline__ void store_bytes(void *to, const void *from) {
   const size_t at = __cvta_generic_to_global(to);
   if constexpr (N == 16) {
