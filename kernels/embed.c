@@ -3,8 +3,9 @@
 
 #include <string.h>
 
-void K(embedding_forward)(CabStream *stream, int64_t count, int64_t dim, const int32_t *ids, const real *w, real *y) {
-  (void)stream;
+void K(embedding_forward)(CabStream *stream, int64_t count, int64_t dim, int64_t vocab, const int32_t *ids, const real *w,
+                          real *y) {
+  (void)stream, (void)vocab; /* on the CPU the caller has looked */
 #pragma omp parallel for schedule(static) if (count * dim > 16384)
   for (int64_t i = 0; i < count; i++)
     memcpy(y + i * dim, w + ids[i] * dim, (size_t)dim * sizeof(real));

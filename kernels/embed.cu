@@ -9,29 +9,30 @@ static unsigned at_most(int64_t blocks, int64_t most) { return (unsigned)(blocks
 
 /* ---- token embedding ------------------------------------------------------------------------ */
 
-/* A warp owns a row of y, V columns a lane. The device cannot report a bad id: one below 0 gives a row of NaN. */
+/* A warp owns a row of y, V columns a lane. The device cannot report a bad id: its row is NaN. */
 template <class T, int V>
 static __global__ void __launch_bounds__(LANES *ROWS)
-    embed_rows(int64_t count, int64_t dim, const int32_t *ids, const Wide<T> *w, T *y) {
+    embed_rows(int64_t count, int64_t dim, int64_t vocab, const int32_t *ids, const Wide<T> *w, T *y) {
   for (int64_t i = (int64_t)blockIdx.x * ROWS + threadIdx.y; i < count; i += (int64_t)gridDim.x * ROWS) {
     const int64_t id = ids[i];
     for (int64_t j = threadIdx.x * V; j < dim; j += LANES * V) {
       Wide<T> row[V];
 #pragma unroll
       for (int v = 0; v < V; v++) row[v] = NAN;
-      if (id >= 0) load<Wide<T>, V>(row, w + id * dim + j);
+      if (id >= 0 && id < vocab) load<Wide<T>, V>(row, w + id * dim + j);
       store<T, V>(y + i * dim + j, row);
     }
   }
 }
 
 template <class T>
-static void embedding_forward(CabStream *s, int64_t count, int64_t dim, const int32_t *ids, const void *w, void *y) {
+static void embedding_forward(CabStream *s, int64_t count, int64_t dim, int64_t vocab, const int32_t *ids, const void *w,
+                              void *y) {
   if (count <= 0 || dim <= 0) return;
   const unsigned blocks = at_most((count + ROWS - 1) / ROWS, (int64_t)BLOCKS * s->multiprocessors);
   const bool vector = dim % 4 == 0 && packs<Wide<T>, 4>(w, dim) && packs<T, 4>(y, dim);
-  void (*run)(int64_t, int64_t, const int32_t *, const Wide<T> *, T *) = vector ? embed_rows<T, 4> : embed_rows<T, 1>;
-  run<<<blocks, dim3(LANES, ROWS), 0, s->stream>>>(count, dim, ids, (const Wide<T> *)w, (T *)y);
+  void (*run)(int64_t, int64_t, int64_t, const int32_t *, const Wide<T> *, T *) = vector ? embed_rows<T, 4> : embed_rows<T, 1>;
+  run<<<blocks, dim3(LANES, ROWS), 0, s->stream>>>(count, dim, vocab, ids, (const Wide<T> *)w, (T *)y);
 }
 
 /* The tokens are cut into segments and each segment is sorted by (id, index). A row of gw then finds its tokens in every

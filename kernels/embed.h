@@ -2,8 +2,9 @@
 #ifndef CAB_KERNELS_EMBED_H
 #define CAB_KERNELS_EMBED_H
 #include "kernel.h"
-/* y[i,:] = w[ids[i],:]; ids are checked by the caller. */
-TWIN(embedding_forward, int64_t count, int64_t dim, const int32_t *ids, const wide *w, real *y);
+/* y[i,:] = w[ids[i],:]; ids are checked by the caller where it can; elsewhere (a captured step)
+ * one outside [0, vocab) gives a row of NaN and no gradient. */
+TWIN(embedding_forward, int64_t count, int64_t dim, int64_t vocab, const int32_t *ids, const wide *w, real *y);
 /* gw[V,dim] (overwritten) = sum over i with ids[i] = v of gy[i,:], in index order. */
 TWIN(embedding_backward, int64_t count, int64_t dim, int64_t vocab, const int32_t *ids, const real *gy, wide *gw);
 /* Rows of patches for a convolution as a GEMM: image x[B,C,H,W] -> col[B*th*tw, C*P*P], th = (H-P)/stride + 1,

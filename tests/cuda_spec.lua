@@ -220,6 +220,7 @@ end)
 describe("faults on cuda", function()
   it("of memory name what was asked, what is free and the largest tensors; the process goes on", function()
     local held = core.ones({ 1 << 20 }, "f32", "cuda")
+    collectgarbage()
     local before = core.memory("cuda").live
     for _ = 1, 3 do
       local e = refused(71, core.empty, { 1 << 44 }, "f32", "cuda")

@@ -113,6 +113,7 @@ describe("a model", function()
     local function held(depth, taps)
       local model = cab.models.vim { dim = 16, depth = depth, state = 4, patch = 4 }:build { image = 28, channels = 1, classes = 3 }
       local scope <close> = core.scope()
+      collectgarbage() -- nothing of earlier tests may go in between
       local before = core.memory().live
       local _, kept = core.no_grad(model.forward, model, images, taps)
       return core.memory().live - before, kept

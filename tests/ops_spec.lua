@@ -83,7 +83,7 @@ for _, c in ipairs(fixture.calls) do
       it("agrees with PyTorch in f64" .. on, function() replay(c, "f64", device) end)
       it("agrees with PyTorch in f32" .. on, function() replay(c, "f32", device) end)
       it("takes non-contiguous inputs" .. on, function() replay(c, "f64", device, scatter) end)
-      if device ~= "cpu" then
+      if device ~= "cpu" and c.op ~= "embedding" then -- its one real argument is a parameter, never bf16
         it("agrees with f64 in bf16" .. on, function() replay_rounded(c, device) end)
       end
     end)

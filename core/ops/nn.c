@@ -180,7 +180,7 @@ static CabStatus conv_gradient(CabCall *c) {
 static CabStatus embedding_check(CabCall *c) { return cab_call_check_ids(c, 0, 0, cab_dim(c, 'V')); }
 
 static CabStatus embedding_apply(CabCall *c) {
-  RUN(c, embedding_forward, c->rows, cab_dim(c, 'D'), CAB_DATA(c->in[0]), CAB_DATA(c->in[1]), CAB_DATA(c->out[0]));
+  RUN(c, embedding_forward, c->rows, cab_dim(c, 'D'), cab_dim(c, 'V'), CAB_DATA(c->in[0]), CAB_DATA(c->in[1]), CAB_DATA(c->out[0]));
   return CAB_OK;
 }
 static CabStatus embedding_gradient(CabCall *c) {

@@ -32,8 +32,7 @@ while kills < wanted do
   runs = runs + 1
   local dir, tries = ("%s/run%d"):format(root, runs), 0
   while true do
-    local resume = lfs.attributes(dir .. "/checkpoints", "mode") and "--resume" or ""
-    if resume == "" then os.execute("rm -rf " .. dir) end
+    local resume = lfs.attributes(dir .. "/recipe.json", "mode") and "--resume" or "" -- else it was killed before it began
     local moment = 0.03 + core.uniform({ 1 }, 0, 1, 1, kills):item() * 0.6 * whole
     local _, _, code = os.execute(("timeout -s KILL %.3f "):format(moment) .. start:format(dir, resume, root))
     if code == 0 then
