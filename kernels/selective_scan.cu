@@ -18,9 +18,8 @@ template <class W> struct ForwardShared {
 template <class T>
 __device__ __forceinline__ void fetch(const Scan<T> &p, const Cursor &tokens, const Cursor &gates, int row, int count,
                                       Raw<T> (&raw)[PASSES]) {
-  if (count < TOKENS)
 #pragma unroll
-    for (int i = 0; i < PASSES; i++) raw[i] = {T(0.f), T(0.f), T(0.f)};
+  for (int i = 0; i < PASSES; i++) raw[i] = {T(0.f), T(0.f), T(0.f)};
   tokens.each(row, count, [&](int i, int64_t o) { raw[i].u = p.u[o], raw[i].dt = p.dt[o]; });
   if (p.z) gates.each(row, count, [&](int i, int64_t o) { raw[i].z = p.z[o]; });
 }
@@ -55,7 +54,7 @@ static __global__ void __launch_bounds__(THREADS<Wide<T>>, 3)
   const int64_t e0 = at.tile * CHANNELS<W>, column = e0 + me.column, e = e0 + me.channel;
   const bool inside = column < s.E;
   const W D = p.D && inside ? p.D[column] : W(0), bias = p.bias && inside ? p.bias[column] : W(0);
-  const W peak = peak_rate(p.A, column, s);
+  const W peak = peak_rate(p.A, column, s, me);
   Cursor tokens(s, at.b, at.first, me.row, p.step_e, column), gates(s, at.b, at.first, me.row, p.step_z, column);
   Feed<T, 1> feed_b(p.b, s, p.step_b, at.b, at.first), feed_c(p.c, s, p.step_c, at.b, at.first);
   Raw<T> raw[PASSES];

@@ -190,12 +190,21 @@ template <class W> __device__ __forceinline__ void load_states(const W *from, in
   }
 }
 
-/* The fastest rate of a channel, NaN if there is one. */
-template <class W> __device__ __forceinline__ W peak_rate(const W *A, int64_t e, const ScanShape &s) {
+/* The fastest rate of this thread's column, NaN if there is one. Call by all threads, once. */
+template <class W> __device__ __forceinline__ W peak_rate(const W *A, int64_t e, const ScanShape &s, const Part<W> &me) {
+  __shared__ W part[ROWS][CHANNELS<W>];
   W peak = 0;
-  for (int64_t n = 0; n < s.N; n++) {
-    const W r = fabs(rate_at(A, n, e, s));
-    if (r > peak || r != r) peak = r;
+#pragma unroll 4
+  for (int64_t n = me.row; n < s.N; n += ROWS) {
+    const W rate = fabs(rate_at(A, n, e, s));
+    if (rate > peak || rate != rate) peak = rate;
+  }
+  part[me.row][me.column] = peak;
+  __syncthreads();
+#pragma unroll
+  for (int r = 0; r < ROWS; r++) {
+    const W rate = part[r][me.column];
+    if (rate > peak || rate != rate) peak = rate;
   }
   return peak;
 }
@@ -203,8 +212,9 @@ template <class W> __device__ __forceinline__ W peak_rate(const W *A, int64_t e,
 /* ---- segments -------------------------------------------------------------------------------------------------- */
 
 template <bool ADJOINT, bool MOVING, class W>
-__device__ __forceinline__ void end_march(const Pair<W> (&token)[TOKENS][CHANNELS<W>], const Four<W> (&states)[TOKENS][QUADS],
-                                          const Part<W> &me, const W (&rate)[4], W (&x)[4], W &sum) {
+__device__ __forceinline__ void end_march(const Pair<W> (&token)[TOKENS][CHANNELS<W>],
+                                          const Four<W> (&states)[TOKENS][QUADS], const Part<W> &me, const W (&rate)[4],
+                                          W (&x)[4], W &sum) {
 #pragma unroll
   for (int i = 0; i < TOKENS; i++) {
     const int j = ADJOINT ? TOKENS - 1 - i : i;
@@ -220,9 +230,11 @@ __device__ __forceinline__ void end_march(const Pair<W> (&token)[TOKENS][CHANNEL
 }
 
 /* One group of states at the end of a segment entered with zero, to ends[B,segments,N,E], and the segment's sum of d to
- * sums[B,segments,E]. Forward: h = a h + d u B. ADJOINT, from the last token to the first: x = a (x + g C), g = gy silu(z). */
+ * sums[B,segments,E]. Forward: h = a h + d u B. ADJOINT, from the last token to the first: x = a (x + g C) with
+ * g = gy silu(z). */
 template <class T, bool ADJOINT>
-static __global__ void __launch_bounds__(THREADS<Wide<T>>) ends_kernel(const Scan<T> p, const T *gy, Wide<T> *ends, Wide<T> *sums) {
+static __global__ void __launch_bounds__(THREADS<Wide<T>>)
+    ends_kernel(const Scan<T> p, const T *gy, Wide<T> *ends, Wide<T> *sums) {
   typedef Wide<T> W;
   __shared__ Pair<W> token[TOKENS][CHANNELS<W>]; /* d and d u or g */
   __shared__ Four<W> states[TOKENS][QUADS];
@@ -232,7 +244,7 @@ static __global__ void __launch_bounds__(THREADS<Wide<T>>) ends_kernel(const Sca
   const Part<W> me;
   const int64_t n0 = blockIdx.x % p.groups * GROUP, e0 = at.tile * CHANNELS<W>, column = e0 + me.column, e = e0 + me.channel;
   const T *input = ADJOINT ? gy : p.u;
-  const W bias = p.bias && column < s.E ? p.bias[column] : W(0), peak = peak_rate(p.A, column, s);
+  const W bias = p.bias && column < s.E ? p.bias[column] : W(0), peak = peak_rate(p.A, column, s, me);
   const int start = ADJOINT ? at.end - 1 : at.first;
   Cursor tokens(s, at.b, start, me.row, p.step_e, column), gates(s, at.b, start, me.row, p.step_z, column);
   Feed<T, 1> feed(ADJOINT ? p.c : p.b, s, ADJOINT ? p.step_c : p.step_b, at.b, start);
@@ -295,13 +307,17 @@ template <class T>
 static Scan<T> plan(const CabStream *stream, const ScanShape *s, const void *u, const void *dt, const void *A, const void *b,
                     const void *c, const void *D, const void *z, const void *bias, int per_processor) {
   typedef Wide<T> W;
-  Scan<T> p = {*s, (const T *)u, (const T *)dt, (const T *)b, (const T *)c, (const T *)z,
-               (const W *)A, (const W *)D, (const W *)bias, (s->E + CHANNELS<W> - 1) / CHANNELS<W>, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0};
+  Scan<T> p = {};
+  p.s = *s;
+  p.u = (const T *)u, p.dt = (const T *)dt, p.b = (const T *)b, p.c = (const T *)c, p.z = (const T *)z;
+  p.A = (const W *)A, p.D = (const W *)D, p.bias = (const W *)bias;
+  p.tiles = (s->E + CHANNELS<W> - 1) / CHANNELS<W>;
   p.chunks = (int)((s->L + TOKENS - 1) / TOKENS);
   p.tail = (int)(s->L - (p.chunks - 1) * (int64_t)TOKENS);
-  if (s->N > GROUP) p.groups = (int)((s->N + GROUP - 1) / GROUP);
+  p.groups = s->N > GROUP ? (int)((s->N + GROUP - 1) / GROUP) : 1;
   const int64_t sign = s->reverse ? -1 : 1, blocks = s->B * p.tiles;
-  p.step_e = sign * s->E, p.step_n = sign * s->N, p.step_b = sign * s->ldb, p.step_c = sign * s->ldc, p.step_z = sign * s->ldz;
+  p.step_e = sign * s->E, p.step_n = sign * s->N;
+  p.step_b = sign * s->ldb, p.step_c = sign * s->ldc, p.step_z = sign * s->ldz;
   int wanted = 1;
   if (2 * blocks <= stream->multiprocessors) wanted = (int)(per_processor * stream->multiprocessors / blocks);
   if (wanted > p.chunks / 8) wanted = p.chunks / 8;

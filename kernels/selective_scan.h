@@ -19,7 +19,7 @@ TWIN(scan_forward, const ScanShape *s, const real *u, const real *dt, const wide
      const wide *D, const real *z, const wide *bias, real *y, wide *h);
 /* Gradients are overwritten; any may be NULL. gb, gc, gz: rows of stride s->N, s->N, s->E (contiguous).
  * partial: scratch of scan_partial(s) reals, for sums over batch (gA, gD, gbias) and channels (gb, gc) in an order
- * that does not depend on the number of threads, and the adjoint state between chunks. */
+ * that does not depend on the number of threads, and the adjoint state between chunks; CUDA leaves it alone. */
 static inline int64_t scan_partial(const ScanShape *s) {
   return s->B * ((s->E + 15) / 16 * 16) * (3 * s->N + 2); /* whole registers of up to 16 channels */
 }

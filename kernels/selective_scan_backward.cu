@@ -39,11 +39,10 @@ template <class T> struct RawAdjoint { T u, dt, gy, z; };
 
 /* Reads this thread's tokens of a chunk, those below count; the others are 0. */
 template <bool GATE, class T>
-__device__ __forceinline__ void fetch(const Scan<T> &p, const T *gy, const Cursor &tokens, const Cursor &gates, int row, int count,
-                                      RawAdjoint<T> (&raw)[PASSES]) {
-  if (count < TOKENS)
+__device__ __forceinline__ void fetch(const Scan<T> &p, const T *gy, const Cursor &tokens, const Cursor &gates, int row,
+                                      int count, RawAdjoint<T> (&raw)[PASSES]) {
 #pragma unroll
-    for (int i = 0; i < PASSES; i++) raw[i] = {T(0.f), T(0.f), T(0.f), T(0.f)};
+  for (int i = 0; i < PASSES; i++) raw[i] = {T(0.f), T(0.f), T(0.f), T(0.f)};
   tokens.each(row, count, [&](int i, int64_t o) { raw[i].u = p.u[o], raw[i].dt = p.dt[o], raw[i].gy = gy[o]; });
   if (GATE) gates.each(row, count, [&](int i, int64_t o) { raw[i].z = p.z[o]; });
 }
@@ -102,8 +101,8 @@ __device__ __forceinline__ void march(BackwardShared<W, GATE> &sh, const Part<W>
 
 /* gB, gC of a block's channels: adds the warps' rows of a chunk. at: of slot threadIdx.x / GROUP in a row of by_tile. */
 template <bool GATE, class T>
-__device__ __forceinline__ void add_warps(const BackwardShared<Wide<T>, GATE> &sh, const Scan<T> &p, const Cursor &at, int count,
-                                          int group, Wide<T> *by_tile) {
+__device__ __forceinline__ void add_warps(const BackwardShared<Wide<T>, GATE> &sh, const Scan<T> &p, const Cursor &at,
+                                          int count, int group, Wide<T> *by_tile) {
   typedef Wide<T> W;
   constexpr int AT_ONCE = THREADS<W> / GROUP;
   const int slot = threadIdx.x / GROUP, v = threadIdx.x % GROUP * 2;
@@ -136,7 +135,7 @@ static __global__ void __launch_bounds__(THREADS<Wide<T>>, sizeof(Wide<T>) == 4 
   const int64_t segment = at.b * p.segments + at.segment, wide_row = s.E * (s.N + 2);
   const bool inside = column < s.E;
   const W D = p.D && inside ? p.D[column] : W(0), bias = p.bias && inside ? p.bias[column] : W(0);
-  const W peak = peak_rate(p.A, column, s);
+  const W peak = peak_rate(p.A, column, s, me);
   Cursor tokens(s, at.b, last, me.row, p.step_e, column), gates(s, at.b, last, me.row, p.step_z, column);
   const int pair = threadIdx.x % GROUP * 2;
   Cursor rows(s, at.b, last, threadIdx.x / GROUP, p.step_n, (at.tile * 2 + pair / GROUP) * s.B * s.L * s.N + pair % GROUP);
@@ -208,7 +207,6 @@ static __global__ void __launch_bounds__(THREADS<Wide<T>>, sizeof(Wide<T>) == 4 
     feed_b.cursor.previous_chunk(), feed_c.cursor.previous_chunk();
     h -= s.N * s.E;
     fetch<GATE>(p, a.gy, tokens, gates, me.row, inside && k > at.first ? TOKENS : 0, raw);
-    if (ONE) load_states(h, s.E, k > at.first ? states : 0, odd, entry);
     here.each(me.row, mine, [&](int i, int64_t o) {
       const int j = me.row + ROWS * i;
       const Slot<W> x = sh.slot[j][me.column];
@@ -225,6 +223,7 @@ static __global__ void __launch_bounds__(THREADS<Wide<T>>, sizeof(Wide<T>) == 4 
       if (a.gu) a.gu[o] = narrow<T>(gdu * x.d + D * x.g);
       if (GATE && a.gz) a.gz[o] = narrow<T>(sh.slope_z[j][me.column] * y);
     });
+    if (ONE) load_states(h, s.E, k > at.first ? states : 0, odd, entry);
   }
   if (!a.by_batch) return;
   __syncthreads();
@@ -245,7 +244,8 @@ template <class O> struct Outputs {
 
 /* Sums the rows of from[rows, columns], SPLIT threads to a column. */
 template <class O, int SPLIT>
-static __global__ void __launch_bounds__(256) add_rows_kernel(int64_t rows, int64_t columns, const Wide<O> *from, Outputs<O> out) {
+static __global__ void __launch_bounds__(256)
+    add_rows_kernel(int64_t rows, int64_t columns, const Wide<O> *from, Outputs<O> out) {
   typedef Wide<O> W;
   constexpr int WIDTH = 256 / SPLIT;
   __shared__ W part[SPLIT][WIDTH];
@@ -286,8 +286,9 @@ static void clear(CabStream *s, void *to, int64_t bytes) {
 
 template <class T>
 static void scan_backward(CabStream *stream, const ScanShape *s, const void *u, const void *dt, const void *A, const void *b,
-                          const void *c, const void *D, const void *z, const void *bias, const void *h, const void *gy, void *gu,
-                          void *gdt, void *gA, void *gb, void *gc, void *gD, void *gz, void *gbias, void *) {
+                          const void *c, const void *D, const void *z, const void *bias, const void *h, const void *gy,
+                          void *gu, void *gdt, void *gA, void *gb, void *gc, void *gD, void *gz, void *gbias,
+                          void * /* of the CPU */) {
   using namespace scan;
   typedef Wide<T> W;
   const int64_t EN = s->E * s->N, BLN = s->B * s->L * s->N;
