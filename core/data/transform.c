@@ -109,14 +109,15 @@ static void window_line(const CabTransform *t, const CabImage *image, Window w, 
 /* Writes the window as [C,S,S]. */
 static void emit(const CabTransform *t, const CabImage *image, Window w, bool mirror, void *out) {
   int n = t->size;
-  uint8_t line[CAB_IMAGE_MAX_SIDE], *bytes = out;
+  uint8_t line[CAB_IMAGE_MAX_SIDE] = {0}, *bytes = out;
   float table[256], *floats = out;
   for (int c = 0; c < t->channels; c++) {
     for (int v = 0; v < 256; v++) table[v] = ((float)v / 255.0f - t->mean[c]) / t->deviation[c];
     for (int y = 0; y < n; y++) {
-      window_line(t, image, w, mirror, c, y, t->bytes ? bytes : line);
+      uint8_t *to = t->bytes ? bytes : line;
+      window_line(t, image, w, mirror, c, y, to);
       if (t->bytes) bytes += n;
-      else for (int x = 0; x < n; x++) *floats++ = table[line[x]];
+      else for (int x = 0; x < n; x++) *floats++ = table[to[x]];
     }
   }
 }
