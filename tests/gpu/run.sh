@@ -8,6 +8,7 @@
 #   sanitize     compute-sanitizer: memcheck initcheck racecheck synccheck (or only those named in SANITIZERS)
 #   bench        ceilings, kernels, bridge loss, training steps, forward pass
 #   peer         kernels and bridge loss next to PyTorch
+#   profile      time by kernel of one step, by ncu; PROFILE names precisions (default: f32 tf32 bf16)
 # Logs go to ${OUT:-/tmp/gpu-out}/PART.log. Each part has a limit of time. Ends with a line for each; exit code 1 if one failed.
 # A folder .gpu with Lua and libraries for a machine without them (.gpu/lib, .gpu/share, .gpu/lua) is used if it is there.
 # build-faults/: make B=build-faults OPT="-O2 -g -DCAB_FAULTS" CUDA_ARCH="-gencode arch=compute_90,code=sm_90 -DCAB_FAULTS"
@@ -81,6 +82,16 @@ sanitize() {
   done
 }
 
+profile() {
+  local ncu precision
+  ncu=$(command -v ncu || ls /usr/local/cuda/bin/ncu 2>/dev/null)
+  for precision in ${PROFILE:-f32 tf32 bf16}; do
+    timeout -k 10 120 "$ncu" --clock-control none --csv --metrics gpu__time_duration.sum "$cab" run tests/gpu/profile.lua step "$precision" 64 \
+      >"$out/ncu-$precision.csv" 2>&1
+    LINES_OK=45 check "profile-$precision" 20 "$cab" run tests/gpu/profile.lua table "$out/ncu-$precision.csv"
+  done
+}
+
 for part in "$@"; do
   case $part in
     parity) LINES_OK=140 spec parity 200 tests/ops_spec.lua tests/cuda_spec.lua tests/tensor_spec.lua tests/nn_spec.lua \
@@ -93,6 +104,7 @@ for part in "$@"; do
     faults) faults ;;
     sanitize) sanitize ;;
     bench) LINES_OK=200 check bench 280 "$cab" run tests/bench/gpu.lua ceilings kernels bridge step step128 forward ;;
+    profile) profile ;;
     peer) LINES_OK=200 check peer 280 "$cab" run tests/bench/gpu.lua kernels bridge peer ;;
     *) echo "unknown part '$part'"; exit 2 ;;
   esac
