@@ -1,11 +1,12 @@
---- The cases of tests/fixtures/ops.safetensors and bridge.safetensors (float64 PyTorch, tests/reference/) as calls for
+--- The cases of tests/fixtures/ops.safetensors, bridge.safetensors and language.safetensors (float64 PyTorch, tests/reference/) as calls for
 --- tests/parity.lua.
 local core = require "cab.core"
 local op = core.ops
 local tensors, cases = {}, {}
+local CPU_ONLY = { ssd = true } -- rows without CUDA kernels
 local M = { tensors = tensors, calls = {} }
 
-for _, name in ipairs { "ops", "bridge" } do
+for _, name in ipairs { "ops", "bridge", "language" } do
   local part, metadata = core.load("tests/fixtures/" .. name .. ".safetensors")
   for key, t in pairs(part) do tensors[key] = t end
   for _, case in ipairs(core.json_decode(metadata.cases)) do cases[#cases + 1] = case end
@@ -30,7 +31,8 @@ end
 local function call(case)
   local wants = {}
   for _, name in ipairs(case.grads) do wants[name] = true end
-  local c = { op = case.op, label = case.key .. " " .. case.label, case = case, frozen = {}, make = function() return inputs(case) end }
+  local c = { op = case.op, cpu_only = CPU_ONLY[case.op], label = case.key .. " " .. case.label, case = case, frozen = {} }
+  function c.make() return inputs(case) end
   for _, name in ipairs(case.inputs) do
     if not wants[name] then table.insert(c.frozen, name) end
   end

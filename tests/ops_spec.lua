@@ -80,6 +80,15 @@ for _, c in ipairs(fixture.calls) do
   local smooth = c.op ~= "cast" or c.case.options.to == "f64" -- rounding makes steps
   describe(("op.%s %s"):format(c.op, c.label), function()
     devices.each(function(device, on)
+      if c.cpu_only and device ~= "cpu" then
+        it("says that it has no kernel" .. on, function()
+          local ok, e = pcall(parity.evaluate, c, c.make(), "f32", device)
+          assert.is_false(ok)
+          assert.equal(69, e.code)
+          assert.truthy(tostring(e):find("no kernel", 1, true), tostring(e))
+        end)
+        return
+      end
       it("agrees with PyTorch in f64" .. on, function() replay(c, "f64", device) end)
       it("agrees with PyTorch in f32" .. on, function() replay(c, "f32", device) end)
       it("takes non-contiguous inputs" .. on, function() replay(c, "f64", device, scatter) end)

@@ -1,7 +1,8 @@
-/* ssm.c - the selective scan, the gate that joins its directions, and its implicit attention. */
+/* ssm.c - the selective scan, the gate that joins its directions, its implicit attention, and the scan of Mamba-2. */
 #include "gate.h"
 #include "op.h"
 #include "selective_scan.h"
+#include "ssd.h"
 
 /* ---- selective_scan: in u dt A B C D z bias, out y h; options softplus reverse ------------------ */
 
@@ -68,6 +69,87 @@ static CabStatus matrix_apply(CabCall *c) {
   return CAB_OK;
 }
 
+/* ---- ssd: in x a B C dt D start segment, out y state h; options groups chunk decay --------------------------------- */
+
+enum { SSD_X, SSD_A, SSD_B, SSD_C, SSD_DT, SSD_D, SSD_START, SSD_SEGMENT };
+enum { SSD_GROUPS, SSD_CHUNK, SSD_DECAY };
+
+static CabStatus ssd_whole(const CabCall *c, const char *option, double value, int64_t most) {
+  if (value == (double)(int64_t)value && value >= 1 && value <= (double)most) return CAB_OK;
+  return cab_call_fail(c, "'%s' is %g, expected a whole number from 1 to %lld", option, value, (long long)most);
+}
+
+/* Sets P channels and N states of a head, G groups, K chunks. */
+static CabStatus ssd_check(CabCall *c) {
+  const int64_t E = cab_dim(c, 'E'), H = cab_dim(c, 'H'), M = cab_dim(c, 'M'), L = cab_dim(c, 'L');
+  const CabTensor *start = c->in[SSD_START];
+  CAB_TRY(ssd_whole(c, "chunk", c->option[SSD_CHUNK], SSD_MOST));
+  CAB_TRY(ssd_whole(c, "groups", c->option[SSD_GROUPS], INT32_MAX));
+  const int64_t G = (int64_t)c->option[SSD_GROUPS], chunk = (int64_t)c->option[SSD_CHUNK];
+  if (H < 1 || H % G) return cab_call_fail(c, "%lld heads do not share %lld groups evenly", (long long)H, (long long)G);
+  if (E % H || M % G)
+    return cab_call_fail(c, "E=%lld is not a multiple of %lld heads, or M=%lld not of %lld groups", (long long)E, (long long)H,
+                         (long long)M, (long long)G);
+  const int64_t P = E / H, N = M / G;
+  if (P < 1 || P > SSD_MOST || N < 1 || N > SSD_MOST)
+    return cab_call_fail(c, "a head has %lld channels and %lld states, expected 1 to %d of each", (long long)P, (long long)N, SSD_MOST);
+  if (start && (cab_dim(c, 'P') != P || cab_dim(c, 'N') != N))
+    return cab_call_fail(c, "'start' has %lld channels and %lld states a head, expected %lld and %lld", (long long)cab_dim(c, 'P'),
+                         (long long)cab_dim(c, 'N'), (long long)P, (long long)N);
+  cab_call_set_dim(c, 'P', P);
+  cab_call_set_dim(c, 'N', N);
+  cab_call_set_dim(c, 'G', G);
+  cab_call_set_dim(c, 'K', c->wants_grad ? (L + chunk - 1) / chunk : 0);
+  return CAB_OK;
+}
+
+static SsdShape ssd_shape(const CabCall *c) {
+  return (SsdShape){.B = cab_dim(c, 'B'), .L = cab_dim(c, 'L'), .H = cab_dim(c, 'H'), .P = cab_dim(c, 'P'), .G = cab_dim(c, 'G'),
+                    .N = cab_dim(c, 'N'), .chunk = (int64_t)c->option[SSD_CHUNK], .log = c->option[SSD_DECAY] != 0,
+                    .ldx = cab_ld(c->in[SSD_X]), .ldb = cab_ld(c->in[SSD_B]), .ldc = cab_ld(c->in[SSD_C])};
+}
+
+static CabStatus ssd_apply(CabCall *c) {
+  CabTensor **in = c->in;
+  SsdShape s = ssd_shape(c);
+  RUN(c, ssd_forward, &s, CAB_DATA(in[SSD_X]), CAB_DATA(in[SSD_A]), CAB_DATA(in[SSD_B]), CAB_DATA(in[SSD_C]), CAB_DATA(in[SSD_DT]),
+      CAB_DATA(in[SSD_D]), CAB_DATA(in[SSD_START]), CAB_DATA(in[SSD_SEGMENT]), CAB_DATA(c->out[0]), CAB_DATA(c->out[1]),
+      c->wants_grad ? CAB_DATA(c->out[2]) : NULL);
+  return CAB_OK;
+}
+
+/* gin[input], or a buffer in its place: one gradient is a step on the way to another. */
+static CabTensor *ssd_gin(CabCall *c, int input, int64_t count) {
+  return c->gin[input] ? c->gin[input] : cab_scratch(c, c->dtype, count);
+}
+
+/* carry = the gradient of the last state, zeros if none arrived. */
+static CabStatus ssd_seed(CabTensor *carry, CabTensor *from, int64_t count) {
+  if (!from) return cab_tensor_fill(carry, 0);
+  CabTensor *to = cab_reshape(carry, 1, &count), *flat = cab_reshape(from, 1, &count);
+  CabStatus status = to && flat ? cab_tensor_copy(to, flat) : cab_error()->code;
+  cab_tensor_release(to);
+  cab_tensor_release(flat);
+  return status;
+}
+
+static CabStatus ssd_gradient(CabCall *c) {
+  CabTensor **in = c->in, **g = c->gin;
+  SsdShape s = ssd_shape(c);
+  const int64_t rows = s.B * s.L, states = s.B * s.H * s.P * s.N;
+  CabTensor *gy = cab_gout(c, 0, rows * s.H * s.P), *carry = g[SSD_START];
+  CabTensor *gx = ssd_gin(c, SSD_X, rows * s.H * s.P), *ga = ssd_gin(c, SSD_A, rows * s.H);
+  CabTensor *gb = ssd_gin(c, SSD_B, rows * s.G * s.N), *gc = ssd_gin(c, SSD_C, rows * s.G * s.N);
+  CabTensor *partial = cab_scratch(c, cab_wide(c->dtype), s.B * s.H);
+  if (!carry) carry = cab_scratch(c, cab_wide(c->dtype), states);
+  if (!gy || !gx || !ga || !gb || !gc || !partial || !carry) return cab_error()->code;
+  CAB_TRY(ssd_seed(carry, c->gout[1], states));
+  RUN(c, ssd_backward, &s, CAB_DATA(in[SSD_X]), CAB_DATA(in[SSD_A]), CAB_DATA(in[SSD_B]), CAB_DATA(in[SSD_C]), CAB_DATA(in[SSD_DT]),
+      CAB_DATA(in[SSD_D]), CAB_DATA(in[SSD_SEGMENT]), CAB_DATA(c->out[2]), CAB_DATA(gy), CAB_DATA(carry), CAB_DATA(gx), CAB_DATA(ga),
+      CAB_DATA(gb), CAB_DATA(gc), CAB_DATA(g[SSD_DT]), CAB_DATA(g[SSD_D]), CAB_DATA(partial));
+  return CAB_OK;
+}
+
 const CabOp cab_ops_ssm[] = {
   {"selective_scan",
    "u[B,L,E] dt[B,L,E] A^[E,N] B~[B,L,N] C~[B,L,N] D^[E]? z~[B,L,E]? bias^[E]? | softplus=true reverse=false -> y[B,L,E] ~h^[B,K,N,E]",
@@ -78,5 +160,12 @@ const CabOp cab_ops_ssm[] = {
    "y = scale (a + b) silu(z): joins both scan directions (arXiv 2401.09417, alg. 1)", NULL, NULL},
   {"scan_matrix", "dt[B,L,E] A^[E,N] B~[B,L,N] C~[B,L,N] bias^[E]? | softplus=true reverse=false -> m[B,L,L]", matrix_apply, NULL,
    "", "implicit attention of a scan, mean over channels; no gradient (arXiv 2403.01590)", matrix_check, NULL},
+  {"ssd",
+   "x~[B,L,E] a[B,L,H] B~[B,L,M] C~[B,L,M] dt[B,L,H]? D^[H]? start^[B,H,P,N]? segment:i32[B,L]? | groups=1 chunk=64 "
+   "decay=softplus|log -> y[B,L,E] state^[B,H,P,N] ~h^[B,K,H,P,N]",
+   ssd_apply, ssd_gradient, "x a B C dt D segment h",
+   "per head S_t = exp(l_t) S_t-1 + dt_t x_t (outer) B_t, y_t = S_t C_t + D x_t, l = -softplus(a) or a; a new segment begins with "
+   "S = 0 (arXiv 2405.21060, section 6)",
+   ssd_check, NULL},
   {0},
 };

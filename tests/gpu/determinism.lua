@@ -52,7 +52,7 @@ end
 local good, all, begun = 0, 0, core.now()
 for _, set in ipairs { fixture.calls, shapes.tiny(), shapes.real() } do
   for _, c in ipairs(set) do
-    for _, dtype in ipairs(device == "cpu" and { "f32" } or { "f32", "bf16" }) do
+    for _, dtype in ipairs(device == "cpu" and { "f32" } or c.cpu_only and {} or { "f32", "bf16" }) do
       local changed = rerun(c, dtype, times * (often[c.op] and 200 or 50))
       if changed then print(("DIFFERENT op.%s %s in %s: %s"):format(c.op, c.label, dtype, changed)) end
       good, all = good + (changed and 0 or 1), all + 1

@@ -9,7 +9,7 @@ local calls = 0
 
 for _, set in ipairs { fixture.calls, shapes.tiny(), shapes.empty() } do
   for _, c in ipairs(set) do
-    for _, dtype in ipairs(dtypes) do
+    for _, dtype in ipairs(c.cpu_only and device ~= "cpu" and {} or dtypes) do
       local scope <close> = core.scope()
       parity.evaluate(c, c.make(), dtype, device)
       calls = calls + 1
