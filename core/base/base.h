@@ -93,6 +93,7 @@ typedef struct {
 void cab_philox(CabRng key, uint64_t counter, uint32_t out[4]);
 double cab_uniform(CabRng key, uint64_t index);                   /* [0,1), 32 bits */
 double cab_normal(CabRng key, uint64_t index);                    /* Box-Muller on one Philox block */
+void cab_normals(CabRng key, uint64_t first, double *out, size_t count); /* cab_normal of first, first + 1, .. */
 uint64_t cab_below(CabRng key, uint64_t index, uint64_t n);       /* unbiased enough: 64-bit multiply-shift */
 void cab_permutation(CabRng key, uint32_t *order, uint32_t count);/* Fisher-Yates, the same everywhere */
 uint64_t cab_hash_name(const char *name);                         /* FNV-1a: a stream for each name */

@@ -12,6 +12,16 @@ double cab_uniform(CabRng key, uint64_t index) {
 
 double cab_normal(CabRng key, uint64_t index) { return philox_normal(key.seed, key.stream, index, 0); }
 
+void cab_normals(CabRng key, uint64_t first, double *out, size_t count) {
+  for (size_t i = 0; i < count;) {
+    double pair[2];
+    uint64_t index = first + i;
+    philox_normal_pair(key.seed, key.stream, index / 2, 0, pair);
+    if (index % 2 == 0) out[i++] = pair[0];
+    if (i < count) out[i++] = pair[1];
+  }
+}
+
 uint64_t cab_below(CabRng key, uint64_t index, uint64_t n) {
   uint32_t w[4];
   philox_block(key.seed, key.stream, index, w);

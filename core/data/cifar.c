@@ -10,9 +10,9 @@ typedef struct {
   uint8_t *pixels; /* [count, 32, 32, 3] */
 } Cifar;
 
-static CabStatus fetch(CabDataset *ds, int64_t index, int *warnings, CabImage *out) {
-  (void)warnings;
-  *out = (CabImage){SIDE, SIDE, 3, ((Cifar *)ds)->pixels + index * 3 * PLANE, NULL};
+static CabStatus fetch(CabDataset *ds, int64_t index, const CabWish *wish, int *warnings, CabImage *out) {
+  (void)warnings, (void)wish;
+  *out = (CabImage){.width = SIDE, .height = SIDE, .channels = 3, .pixels = ((Cifar *)ds)->pixels + index * 3 * PLANE};
   return CAB_OK;
 }
 

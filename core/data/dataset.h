@@ -1,8 +1,7 @@
 /* dataset.h - labelled images behind one small vtable, transforms, the loader, subsets. */
 #ifndef CAB_DATASET_H
 #define CAB_DATASET_H
-#include "base.h"
-#include "image.h"
+#include "augment.h"
 
 /* fetch may run in many threads at once; nothing else changes after opening. */
 typedef struct CabDataset {
@@ -18,8 +17,8 @@ typedef struct CabDataset {
 
 typedef struct CabDatasetKind {
   const char *name; /* "idx" */
-  /* The image; warnings as in cab_image_decode. Errors name file and record. */
-  CabStatus (*fetch)(CabDataset *, int64_t index, int *warnings, CabImage *out);
+  /* The image, or the part wished for (NULL: all); warnings as in cab_image_decode. Errors name file and record. */
+  CabStatus (*fetch)(CabDataset *, int64_t index, const CabWish *wish, int *warnings, CabImage *out);
   const char *(*path)(const CabDataset *, int64_t index, char *room); /* its file; room: PATH_MAX bytes */
   void (*destroy)(CabDataset *); /* frees the kind's own parts and the struct */
 } CabDatasetKind;
@@ -44,7 +43,6 @@ CabStatus cab_idx_parse(const uint8_t *bytes, size_t length, int dims, const cha
 
 /* ---- transforms: image -> f32[C,S,S] or u8[C,S,S] ------------------------------------------ */
 typedef enum { CAB_CROP_NONE, CAB_CROP_CENTER, CAB_CROP_RANDOM, CAB_CROP_RESIZED } CabCrop;
-typedef enum { CAB_BICUBIC, CAB_BILINEAR } CabFilter;
 typedef struct {
   int size;              /* side of the result */
   int resize;            /* length of the shorter side before the crop, 0: none */
@@ -56,15 +54,34 @@ typedef struct {
   bool bytes;            /* pixels as they are, u8; otherwise f32, (x / 255 - mean) / deviation */
   float mean[3], deviation[3];
   double scale[2], ratio[2]; /* random resized crop: share of the area, width / height */
+  bool draft;            /* JPEG shrunk while it is decoded, to no less than twice what is needed */
+  CabAugment augment;
 } CabTransform;
-typedef struct {
-  uint64_t seed, epoch, sample; /* all randomness is a function of these */
-} CabDraw;
 CabStatus cab_transform_check(const CabTransform *t);
 size_t cab_transform_size(const CabTransform *t); /* bytes of a result; t was checked */
+/* image: all of it, or what the wish of the same transform and draw gave. */
 CabStatus cab_transform_apply(const CabTransform *t, CabDraw draw, const CabImage *image, void *out);
-/* Antialiased, bit-equal to Pillow; rows of `image` are `stride` bytes apart. */
-CabStatus cab_resize(const CabImage *image, size_t stride, int width, int height, CabFilter filter, CabImage *out);
+void cab_transform_normalise(const CabTransform *t, const uint8_t *bytes, float *out); /* planes [C,S,S], as apply does */
+typedef struct {
+  const CabTransform *transform;
+  CabDraw draw;
+} CabTransformCall;
+CabPart cab_transform_part(const void *call, int width, int height); /* what apply will read, a CabWish's choose */
+
+/* ---- mixing the records of a batch, each with the one as far from the other end ---------------- */
+typedef struct {
+  double mixup, cutmix; /* alpha of Beta(alpha, alpha), 0: never */
+  double change;        /* chance of cutmix where both are possible */
+} CabMix;
+typedef struct {
+  double share;  /* of the first image */
+  bool cut;      /* the window is exchanged; otherwise all pixels are averaged */
+  CabWindow window;
+} CabMixing;
+CabStatus cab_mix_check(const CabMix *m);
+CabMixing cab_mix_draw(const CabMix *m, CabDraw d, int size); /* d.sample: number of the batch */
+/* Two images of `channels` planes of size x size bytes. */
+void cab_mix_pair(const CabMixing *m, int channels, int size, uint8_t *a, uint8_t *b);
 
 /* ---- loader -------------------------------------------------------------------------------- */
 typedef struct {
@@ -74,15 +91,24 @@ typedef struct {
   int batch, threads;     /* threads 0: the caller decodes */
   uint64_t seed, epoch;
   bool shuffle, drop_last, skip_bad, tolerant;
+  int repeats;            /* of each record in a row, so that an epoch has count / repeats of them; 1: none */
   int64_t start;          /* first batch */
   CabTransform transform;
+  CabMix mix;
 } CabLoaderOptions;
 typedef struct CabLoader CabLoader;
 CabLoader *cab_loader_open(const CabLoaderOptions *options); /* retains the dataset, copies the indices */
-/* *count = 0 at the end. The buffers [count,C,S,S] and [count] stay valid until the next call. */
-CabStatus cab_loader_next(CabLoader *l, int *count, const void **images, const int32_t **labels);
+typedef struct {
+  int count; /* 0: the end */
+  const void *images;    /* [count,C,S,S] */
+  const int32_t *labels; /* [count] */
+  const float *targets;  /* [count,classes] where records are mixed, otherwise NULL */
+} CabBatch;
+/* What the batch points to stays valid until the next call. */
+CabStatus cab_loader_next(CabLoader *l, CabBatch *out);
 void cab_loader_close(CabLoader *l); /* joins the workers; NULL allowed */
 int64_t cab_loader_batches(const CabLoader *l);
+const int32_t *cab_loader_order(const CabLoader *l, int64_t *count); /* records in the order of this epoch */
 double cab_loader_wait(const CabLoader *l);      /* seconds that next() waited for workers, or did their work */
 int64_t cab_loader_skipped(const CabLoader *l);
 int64_t cab_loader_warnings(const CabLoader *l); /* tolerated, over all images so far */

@@ -95,13 +95,13 @@ static CabStatus scan(const char *path, bool dirs, Names *out, int64_t *ignored)
   return status;
 }
 
-static CabStatus fetch(CabDataset *ds, int64_t index, int *warnings, CabImage *out) {
+static CabStatus fetch(CabDataset *ds, int64_t index, const CabWish *wish, int *warnings, CabImage *out) {
   const Folder *d = (const Folder *)ds;
   char path[PATH_MAX];
   CabBytes bytes;
   CAB_TRY(join(d->root, name_at(&d->files, (size_t)index), path));
   CAB_TRY(cab_read_file(path, CAB_IMAGE_MAX_FILE, &bytes));
-  CabStatus status = cab_image_decode(bytes.data, bytes.length, path, warnings, out);
+  CabStatus status = cab_image_decode_part(bytes.data, bytes.length, path, wish, warnings, out);
   cab_bytes_free(&bytes);
   return status;
 }

@@ -32,11 +32,11 @@ CabStatus cab_idx_parse(const uint8_t *bytes, size_t length, int dims, const cha
   return CAB_OK;
 }
 
-static CabStatus fetch(CabDataset *ds, int64_t index, int *warnings, CabImage *out) {
+static CabStatus fetch(CabDataset *ds, int64_t index, const CabWish *wish, int *warnings, CabImage *out) {
   const Idx *d = (const Idx *)ds;
-  (void)warnings;
-  *out = (CabImage){(int)d->images.width, (int)d->images.height, 1,
-                    d->images.data + (size_t)index * d->images.width * d->images.height, NULL};
+  (void)warnings, (void)wish;
+  *out = (CabImage){.width = (int)d->images.width, .height = (int)d->images.height, .channels = 1,
+                    .pixels = d->images.data + (size_t)index * d->images.width * d->images.height};
   return CAB_OK;
 }
 

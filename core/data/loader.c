@@ -12,10 +12,12 @@
 enum { MAX_THREADS = 256 };
 
 typedef struct {
-  char *images;    /* [batch, C, S, S] */
+  void *images;    /* [batch, C, S, S], bytes or floats */
+  uint8_t *bytes;  /* the same before it is normalised, where records are mixed */
   int32_t *labels; /* [batch] */
   int64_t ready;   /* batch number + 1 once filled */
   int count, skipped, warnings;
+  float *targets;  /* [batch, classes], where records are mixed */
   CabStatus status;
   CabError error;  /* status != OK: what failed; otherwise of the last skipped record */
 } Slot;
@@ -49,22 +51,49 @@ static void name_record(const CabDataset *ds, int64_t index) {
   snprintf(e->message, sizeof e->message, "record %lld: %.960s", (long long)index + 1, old.message);
 }
 
-static CabStatus load_one(CabLoader *l, int64_t index, void *to, int *warnings) {
+static bool mixes(const CabLoader *l) { return l->o.mix.mixup > 0 || l->o.mix.cutmix > 0; }
+
+/* Record at place i of the order. */
+static CabStatus load_one(CabLoader *l, int64_t i, const CabTransform *how, void *to, int *warnings) {
   CabImage image;
-  CabDraw draw = {l->o.seed, l->o.epoch, (uint64_t)index};
-  CAB_TRY(l->o.dataset->kind->fetch(l->o.dataset, index, l->o.tolerant ? warnings : NULL, &image));
-  CabStatus status = cab_transform_apply(&l->o.transform, draw, &image, to);
+  int64_t index = l->order[i];
+  CabTransformCall call = {how, {l->o.seed, l->o.epoch, (uint64_t)index, (uint64_t)(i % l->o.repeats)}};
+  CabWish wish = {cab_transform_part, &call};
+  CAB_TRY(l->o.dataset->kind->fetch(l->o.dataset, index, &wish, l->o.tolerant ? warnings : NULL, &image));
+  CabStatus status = cab_transform_apply(how, call.draw, &image, to);
   cab_image_free(&image);
   return status;
 }
 
+/* Mixed as bytes, so that the pixels are the same whoever normalises them. */
+static void mix(CabLoader *l, Slot *s, int64_t batch) {
+  const CabTransform *t = &l->o.transform;
+  CabDraw draw = {l->o.seed, l->o.epoch, (uint64_t)batch, 0};
+  CabMixing how = cab_mix_draw(&l->o.mix, draw, t->size);
+  size_t size = (size_t)t->channels * (size_t)t->size * (size_t)t->size;
+  size_t classes = (size_t)l->o.dataset->classes;
+  memset(s->targets, 0, (size_t)s->count * classes * sizeof *s->targets);
+  for (int i = 0; i < s->count; i++) {
+    float *target = s->targets + (size_t)i * classes;
+    target[s->labels[i]] += (float)how.share;
+    target[s->labels[s->count - 1 - i]] += (float)(1 - how.share);
+  }
+  for (int i = 0; i < s->count / 2; i++)
+    cab_mix_pair(&how, t->channels, t->size, s->bytes + (size_t)i * size, s->bytes + (size_t)(s->count - 1 - i) * size);
+  float *floats = t->bytes ? NULL : s->images;
+  for (int i = 0; floats && i < s->count; i++) cab_transform_normalise(t, s->bytes + (size_t)i * size, floats + (size_t)i * size);
+}
+
 static void fill(CabLoader *l, Slot *s, int64_t batch) {
-  size_t size = cab_transform_size(&l->o.transform);
+  CabTransform how = l->o.transform;
+  if (mixes(l)) how.bytes = true;
+  uint8_t *to = mixes(l) ? s->bytes : s->images;
+  size_t size = cab_transform_size(&how);
   int64_t first = batch * l->o.batch, last = first + l->o.batch < l->o.count ? first + l->o.batch : l->o.count;
   s->count = s->skipped = s->warnings = 0;
   s->status = CAB_OK;
   for (int64_t i = first; i < last && !atomic_load_explicit(&l->stop, memory_order_relaxed); i++) {
-    CabStatus status = load_one(l, l->order[i], s->images + (size_t)s->count * size, &s->warnings);
+    CabStatus status = load_one(l, i, &how, to + (size_t)s->count * size, &s->warnings);
     if (status == CAB_OK) {
       s->labels[s->count++] = l->o.dataset->labels[l->order[i]];
       continue;
@@ -77,6 +106,7 @@ static void fill(CabLoader *l, Slot *s, int64_t batch) {
       return;
     }
   }
+  if (mixes(l)) mix(l, s, batch);
 }
 
 static void *work(void *arg) {
@@ -108,6 +138,9 @@ static CabStatus check(const CabLoaderOptions *o) {
       return cab_fail(CAB_E_LUA, "loader: index %d, the dataset has %lld records", o->indices[i], (long long)o->dataset->count);
   const CabDataset *ds = o->dataset;
   const CabTransform *t = &o->transform;
+  if (o->repeats < 1 || o->repeats > 64) return cab_fail(CAB_E_LUA, "loader: repeats is %d, expected 1 to 64", o->repeats);
+  if (o->repeats > 1 && !o->shuffle) return cab_fail(CAB_E_LUA, "loader: repeats need shuffle: an epoch has only some of the records");
+  CAB_TRY(cab_mix_check(&o->mix));
   CAB_TRY(cab_transform_check(t));
   if (ds->width && t->crop == CAB_CROP_NONE && !t->resize && (ds->width != t->size || ds->height != t->size))
     return cab_fail(CAB_E_LUA, "loader: images of %d x %d pixels, size is %d: set resize or crop", ds->width, ds->height, t->size);
@@ -125,7 +158,7 @@ static CabStatus make_order(CabLoader *l) {
   }
   if (place) cab_permutation((CabRng){l->o.seed, cab_hash_name("order") + l->o.epoch * 0x9e3779b97f4a7c15u}, place, (uint32_t)n);
   for (size_t i = 0; i < n; i++) {
-    size_t from = place ? place[i] : i;
+    size_t from = place ? place[i / (size_t)l->o.repeats] : i;
     l->order[i] = l->o.indices ? l->o.indices[from] : (int32_t)from;
   }
   cab_free(place);
@@ -140,6 +173,11 @@ static CabStatus make_slots(CabLoader *l) {
     l->slot[i].images = cab_malloc(batch, cab_transform_size(&l->o.transform));
     l->slot[i].labels = cab_malloc(batch, sizeof(int32_t));
     if (!l->slot[i].images || !l->slot[i].labels) return CAB_E_MEMORY;
+    if (!mixes(l)) continue;
+    l->slot[i].targets = cab_malloc(sz_mul(batch, (uint64_t)l->o.dataset->classes), sizeof(float));
+    if (!l->slot[i].targets) return CAB_E_MEMORY;
+    if (l->o.transform.bytes) l->slot[i].bytes = l->slot[i].images;
+    else if (!(l->slot[i].bytes = cab_malloc(batch, cab_transform_size(&l->o.transform) / sizeof(float)))) return CAB_E_MEMORY;
   }
   return CAB_OK;
 }
@@ -194,7 +232,10 @@ void cab_loader_close(CabLoader *l) {
     pthread_cond_destroy(&l->filled);
     pthread_cond_destroy(&l->freed);
   }
-  for (int i = 0; l->slot && i < l->slots; i++) cab_free(l->slot[i].images), cab_free(l->slot[i].labels);
+  for (int i = 0; l->slot && i < l->slots; i++) {
+    if (l->slot[i].bytes != l->slot[i].images) cab_free(l->slot[i].bytes);
+    cab_free(l->slot[i].images), cab_free(l->slot[i].labels), cab_free(l->slot[i].targets);
+  }
   cab_free(l->slot);
   cab_free(l->order);
   cab_dataset_release(l->o.dataset);
@@ -238,8 +279,8 @@ static CabStatus count_bad(CabLoader *l, const Slot *s) {
   return fail(l, CAB_E_INPUT, &e);
 }
 
-CabStatus cab_loader_next(CabLoader *l, int *count, const void **images, const int32_t **labels) {
-  *count = 0;
+CabStatus cab_loader_next(CabLoader *l, CabBatch *out) {
+  *out = (CabBatch){0};
   if (l->failed != CAB_OK) {
     *cab_error() = l->error;
     return l->failed;
@@ -248,13 +289,18 @@ CabStatus cab_loader_next(CabLoader *l, int *count, const void **images, const i
     Slot *s = await(l, l->o.start++);
     if (s->status != CAB_OK) return fail(l, s->status, &s->error);
     CAB_TRY(count_bad(l, s));
+    if (s->count == 0 && l->o.drop_last) return fail(l, CAB_E_INPUT, &s->error); /* no batch of an epoch may be missing */
     if (s->count == 0) continue;
-    *count = s->count, *images = s->images, *labels = s->labels;
+    *out = (CabBatch){s->count, s->images, s->labels, mixes(l) ? s->targets : NULL};
     return CAB_OK;
   }
   return CAB_OK;
 }
 
+const int32_t *cab_loader_order(const CabLoader *l, int64_t *count) {
+  *count = l->o.count;
+  return l->order;
+}
 int64_t cab_loader_batches(const CabLoader *l) { return l->batches; }
 double cab_loader_wait(const CabLoader *l) { return l->wait; }
 int64_t cab_loader_skipped(const CabLoader *l) { return l->skipped; }

@@ -1,15 +1,17 @@
-/* resize.c - separable resampling with a filter widened by the scale (antialiasing), bit-equal to Pillow's: f64 weights
- * rounded to 22 bits, u8 between the passes. out[i] = sum_k w[i,k] in[first[i] + k]. */
+/* resize.c - separable resampling, bit-equal to Pillow's (rows first, as it did before version 13): f64 weights rounded to 22 bits, u8 between the passes.
+ * out[i] = sum_k w[i,k] in[first[i] + k]. */
 #include <math.h>
+#include <string.h>
 
-#include "dataset.h"
+#include "resize.h"
+#include "vectors.h"
 
-enum { BITS = 32 - 8 - 2 };
+enum { BITS = 32 - 8 - 2, HALF = 1 << (BITS - 1), ROWS = 4, BLOCK = 64 };
 
 typedef struct {
   int taps;    /* room for each output */
   int *first, *used;
-  int32_t *weight; /* [size, taps] */
+  int32_t *weight; /* [count, taps] */
 } Weights;
 
 static void free_weights(Weights *w) {
@@ -27,89 +29,136 @@ static double bilinear(double x) {
   return x < 1 ? 1 - x : 0;
 }
 
-static CabStatus make_weights(int in, int out, CabFilter filter, Weights *w) {
-  double scale = (double)in / out, wide = scale < 1 ? 1 : scale, support = (filter == CAB_BICUBIC ? 2 : 1) * wide;
-  w->taps = (int)ceil(support) * 2 + 1;
-  w->first = cab_malloc((size_t)out, sizeof *w->first);
-  w->used = cab_malloc((size_t)out, sizeof *w->used);
-  w->weight = cab_malloc(sz_mul((uint64_t)out, (uint64_t)w->taps), sizeof *w->weight);
+/* How many pixels one sample stands for, at least 1; half the width of the filter, in pixels. */
+static double widened(const CabAxis *a) { return a->length > a->total ? a->length / a->total : 1; }
+static double support_of(const CabAxis *a, CabFilter filter) { return (filter == CAB_BICUBIC ? 2 : 1) * widened(a); }
+
+static double centre_of(const CabAxis *a, int i) { return a->start + (i + 0.5) * (a->length / a->total); }
+
+static void taps_of(const CabAxis *a, double support, int i, int *first, int *last) {
+  double centre = centre_of(a, i);
+  *first = (int)(centre - support + 0.5), *last = (int)(centre + support + 0.5);
+  if (*first < 0) *first = 0;
+  if (*last > a->limit) *last = a->limit;
+}
+
+void cab_axis_reach(const CabAxis *a, CabFilter filter, int *first, int *last) {
+  int unused;
+  taps_of(a, support_of(a, filter), a->first, first, &unused);
+  taps_of(a, support_of(a, filter), a->first + a->count - 1, &unused, last);
+}
+
+/* The taps of output i, rounded. k: room for them. */
+static void fill_weights(const CabAxis *a, CabFilter filter, int i, double *k, Weights *w) {
+  int first, last, at = a->mirror ? a->count - 1 - i : i;
+  double centre = centre_of(a, a->first + i), sum = 0, inverse = 1 / widened(a);
+  taps_of(a, support_of(a, filter), a->first + i, &first, &last);
+  for (int x = first; x < last; x++) {
+    double from = (x - centre + 0.5) * inverse;
+    sum += k[x - first] = filter == CAB_BICUBIC ? bicubic(from) : bilinear(from);
+  }
+  int32_t *weight = w->weight + (size_t)at * (size_t)w->taps;
+  for (int x = 0; x < last - first; x++) {
+    double v = (sum != 0 ? k[x] / sum : k[x]) * (1 << BITS);
+    weight[x] = (int32_t)(v < 0 ? v - 0.5 : v + 0.5);
+  }
+  w->first[at] = a->base + first, w->used[at] = last - first;
+}
+
+static CabStatus make_weights(const CabAxis *a, CabFilter filter, Weights *w) {
+  size_t count = (size_t)a->count;
+  w->taps = (int)ceil(support_of(a, filter)) * 2 + 1;
+  w->first = cab_malloc(count, sizeof *w->first);
+  w->used = cab_malloc(count, sizeof *w->used);
+  w->weight = cab_malloc(sz_mul(count, (uint64_t)w->taps), sizeof *w->weight);
   double *k = cab_malloc((size_t)w->taps, sizeof *k);
-  if (!w->first || !w->used || !w->weight || !k) {
-    cab_free(k);
-    return CAB_E_MEMORY;
-  }
-  for (int i = 0; i < out; i++) {
-    double centre = (i + 0.5) * scale, sum = 0, inverse = 1 / wide;
-    int first = (int)(centre - support + 0.5), last = (int)(centre + support + 0.5);
-    if (first < 0) first = 0;
-    if (last > in) last = in;
-    for (int x = first; x < last; x++) {
-      double at = (x - centre + 0.5) * inverse;
-      sum += k[x - first] = filter == CAB_BICUBIC ? bicubic(at) : bilinear(at);
-    }
-    for (int x = 0; x < last - first; x++) {
-      double v = (sum != 0 ? k[x] / sum : k[x]) * (1 << BITS);
-      w->weight[(size_t)i * (size_t)w->taps + (size_t)x] = (int32_t)(v < 0 ? v - 0.5 : v + 0.5);
-    }
-    w->first[i] = first, w->used[i] = last - first;
-  }
+  bool ok = w->first && w->used && w->weight && k;
+  for (int i = 0; ok && i < a->count; i++) fill_weights(a, filter, i, k, w);
   cab_free(k);
-  return CAB_OK;
+  return ok ? CAB_OK : CAB_E_MEMORY;
 }
 
-static uint8_t clip(int32_t sum) {
-  sum >>= BITS;
-  return (uint8_t)(sum < 0 ? 0 : sum > 255 ? 255 : sum);
-}
-
-/* One pass over `lines` lines: element i of a line is `step` bytes after the one before, lines are `line` bytes apart. */
-static void pass(const Weights *w, const uint8_t *in, size_t in_line, size_t in_step, uint8_t *out, size_t out_line, size_t out_step,
-                 int lines, int size, int channels) {
-  for (int y = 0; y < lines; y++)
-    for (int i = 0; i < size; i++) {
-      const int32_t *weight = w->weight + (size_t)i * (size_t)w->taps;
-      const uint8_t *from = in + (size_t)y * in_line + (size_t)w->first[i] * in_step;
-      for (int c = 0; c < channels; c++) {
-        int32_t sum = 1 << (BITS - 1);
-        for (int k = 0; k < w->used[i]; k++) sum += from[(size_t)k * in_step + (size_t)c] * weight[k];
-        out[(size_t)y * out_line + (size_t)i * out_step + (size_t)c] = clip(sum);
-      }
+/* A row of any number of channels. */
+static void across_row(const Weights *w, const uint8_t *in, uint8_t *out, int count, int channels) {
+  for (int i = 0; i < count; i++) {
+    const int32_t *weight = w->weight + (size_t)i * (size_t)w->taps;
+    for (int c = 0; c < channels; c++) {
+      const uint8_t *from = in + w->first[i] * channels + c;
+      int32_t sum = HALF;
+      for (int k = 0; k < w->used[i]; k++) sum += from[k * channels] * weight[k];
+      sum >>= BITS;
+      *out++ = (uint8_t)(sum < 0 ? 0 : sum > 255 ? 255 : sum);
     }
-}
-
-/* Vertical pass as sums of rows: runs along memory. O3: as vectors, 2300 -> 3600 images a second enlarged to
- * 224 pixels. */
-__attribute__((optimize("O3"))) static CabStatus vertical(const Weights *w, const uint8_t *in, size_t row, uint8_t *out, int height) {
-  int32_t *sum = cab_malloc(row, sizeof *sum);
-  if (!sum) return CAB_E_MEMORY;
-  for (int y = 0; y < height; y++) {
-    const int32_t *weight = w->weight + (size_t)y * (size_t)w->taps;
-    for (size_t x = 0; x < row; x++) sum[x] = 1 << (BITS - 1);
-    for (int k = 0; k < w->used[y]; k++) {
-      const uint8_t *from = in + (size_t)(w->first[y] + k) * row;
-      for (size_t x = 0; x < row; x++) sum[x] += from[x] * weight[k];
-    }
-    for (size_t x = 0; x < row; x++) out[(size_t)y * row + x] = clip(sum[x]);
   }
-  cab_free(sum);
-  return CAB_OK;
 }
 
-CabStatus cab_resize(const CabImage *image, size_t stride, int width, int height, CabFilter filter, CabImage *out) {
-  Weights across = {0}, down = {0};
-  size_t channels = (size_t)image->channels, row = (size_t)width * channels;
-  *out = (CabImage){0};
-  uint8_t *between = cab_malloc(sz_mul(row, (uint64_t)image->height), 1), *pixels = cab_malloc(sz_mul(row, (uint64_t)height), 1);
-  CabStatus status = between && pixels ? CAB_OK : CAB_E_MEMORY;
-  if (status == CAB_OK) status = make_weights(image->width, width, filter, &across);
-  if (status == CAB_OK) status = make_weights(image->height, height, filter, &down);
+typedef int32_t Sums __attribute__((vector_size(64)));
+typedef uint8_t Bytes __attribute__((vector_size(16)));
+typedef uint32_t Pixels __attribute__((vector_size(16)));
+
+/* Four RGB rows at once: a lane for each row and channel, and one unused that reads the byte after the pixel. Rows of `out`
+ * have a byte to spare. 500x375 to 224x224: 0.9 ms by row, 0.2 ms with AVX-512. */
+CAB_VECTORS static void across_rows(const Weights *w, const uint8_t *in, size_t stride, uint8_t *out, size_t out_stride, int count) {
+  for (int i = 0; i < count; i++) {
+    const int32_t *weight = w->weight + (size_t)i * (size_t)w->taps;
+    const uint8_t *from = in + 3 * (size_t)w->first[i];
+    Sums sum = {0};
+    sum += HALF;
+    for (int k = 0; k < w->used[i]; k++, from += 3) {
+      Pixels p;
+      for (int r = 0; r < ROWS; r++) memcpy((char *)&p + 4 * r, from + (size_t)r * stride, 4);
+      sum += __builtin_convertvector((Bytes)p, Sums) * weight[k];
+    }
+    sum >>= BITS;
+    sum &= sum >= 0; /* lanes of a comparison are all ones where it holds */
+    sum |= sum > 255;
+    Pixels p = (Pixels) __builtin_convertvector(sum & 255, Bytes);
+    for (int r = 0; r < ROWS; r++) memcpy(out + (size_t)r * out_stride + 3 * i, (char *)&p + 4 * r, 4);
+  }
+}
+
+/* Rows from..to of the image. The last row of all goes alone: nothing follows its last pixel. */
+static void across(const Weights *w, const CabImage *image, int from, int to, uint8_t *out, size_t out_stride, int count) {
+  size_t stride = (size_t)image->width * (size_t)image->channels;
+  int y = from;
+  for (; image->channels == 3 && y + ROWS <= to && y + ROWS < image->height; y += ROWS)
+    across_rows(w, image->pixels + (size_t)y * stride, stride, out + (size_t)(y - from) * out_stride, out_stride, count);
+  for (; y < to; y++) across_row(w, image->pixels + (size_t)y * stride, out + (size_t)(y - from) * out_stride, count, image->channels);
+}
+
+/* One row of the result from `used` rows: runs along memory. */
+CAB_VECTORS static void down_row(const int32_t *weight, int used, const uint8_t *in, size_t stride, uint8_t *out, size_t n) {
+  for (size_t x = 0; x < n; x += BLOCK) {
+    size_t width = n - x < BLOCK ? n - x : BLOCK;
+    int32_t sum[BLOCK];
+    for (size_t i = 0; i < BLOCK; i++) sum[i] = HALF;
+    for (int k = 0; k < used; k++) {
+      const uint8_t *from = in + (size_t)k * stride + x; /* rows are padded to whole blocks */
+      for (size_t i = 0; i < BLOCK; i++) sum[i] += from[i] * weight[k];
+    }
+    for (size_t i = 0; i < BLOCK; i++) sum[i] >>= BITS;
+    for (size_t i = 0; i < BLOCK; i++) sum[i] = sum[i] < 0 ? 0 : sum[i] > 255 ? 255 : sum[i];
+    for (size_t i = 0; i < width; i++) out[x + i] = (uint8_t)sum[i];
+  }
+}
+
+CabStatus cab_resize(const CabImage *image, const CabAxis *x, const CabAxis *y, CabFilter filter, uint8_t *out, size_t stride) {
+  Weights columns = {0}, rows = {0};
+  int from, to;
+  cab_axis_reach(y, filter, &from, &to);
+  from += y->base, to += y->base;
+  size_t n = (size_t)x->count * (size_t)image->channels, padded = (n / BLOCK + 1) * BLOCK;
+  uint8_t *between = cab_calloc(sz_mul(padded, (uint64_t)(to - from)), 1);
+  CabStatus status = between ? CAB_OK : CAB_E_MEMORY;
+  if (status == CAB_OK) status = make_weights(x, filter, &columns);
+  if (status == CAB_OK) status = make_weights(y, filter, &rows);
   if (status == CAB_OK) {
-    pass(&across, image->pixels, stride, channels, between, row, channels, image->height, width, image->channels);
-    status = vertical(&down, between, row, pixels, height);
+    across(&columns, image, from, to, between, padded, x->count);
+    for (int i = 0; i < y->count; i++)
+      down_row(rows.weight + (size_t)i * (size_t)rows.taps, rows.used[i], between + (size_t)(rows.first[i] - from) * padded, padded,
+               out + (size_t)i * stride, n);
   }
-  free_weights(&across), free_weights(&down);
+  free_weights(&columns), free_weights(&rows);
   cab_free(between);
-  if (status == CAB_OK) *out = (CabImage){width, height, image->channels, pixels, pixels};
-  else cab_free(pixels);
   return status;
 }

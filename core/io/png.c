@@ -65,7 +65,8 @@ static CabStatus check_header(Png *p, const uint8_t *bytes, size_t length) {
   int colour = rd_u8(&rd);
   if (rd.bad || size != 13 || memcmp(type, "IHDR", 4))
     return cab_fail_file(CAB_E_INPUT, "png", p->file, 8, "bad PNG: the first chunk is no IHDR of 13 bytes");
-  return cab_image_alloc(width, height, colour & 2 ? 3 : 1, length, PIXELS_PER_BYTE, p->file, p->image);
+  CAB_TRY(cab_image_check(width, height, length, PIXELS_PER_BYTE, p->file));
+  return cab_image_alloc(width, height, colour & 2 ? 3 : 1, p->image);
 }
 
 static void decode(Png *p) {

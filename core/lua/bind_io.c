@@ -163,7 +163,8 @@ static void image_of(lua_State *L, int arg, CabTensor *t, Work *w) {
   for (int i = 0; fits && i < 2; i++) fits = t->shape[i] > 0 && t->shape[i] <= CAB_IMAGE_MAX_SIDE;
   if (!fits) bind_arg_error(L, arg, "expected u8[H,W] or u8[H,W,3], sides up to %d, got %s", CAB_IMAGE_MAX_SIDE, cab_shape_text(t, text));
   BIND_FILL(L, &w->plain, t->storage->device == cab_cpu() ? cab_tensor_contiguous_copy(t) : cab_tensor_to(t, cab_cpu(), CAB_U8));
-  w->image = (CabImage){(int)t->shape[1], (int)t->shape[0], t->rank == 3 ? (int)t->shape[2] : 1, cab_tensor_data(w->plain), NULL};
+  w->image = (CabImage){.width = (int)t->shape[1], .height = (int)t->shape[0], .channels = t->rank == 3 ? (int)t->shape[2] : 1,
+                        .pixels = cab_tensor_data(w->plain)};
 }
 
 /* core.write_png(path, tensor): u8 [H,W] or [H,W,3]; atomic */

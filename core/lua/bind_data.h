@@ -1,0 +1,23 @@
+/* bind_data.h - what the two halves of core.data share. */
+#ifndef CAB_BIND_DATA_H
+#define CAB_BIND_DATA_H
+#include "bind.h"
+#include "dataset.h"
+
+typedef struct {
+  CabDataset *ds; /* NULL: closed */
+} BindSet;
+
+/* Owns what a call holds while Lua may raise. */
+typedef struct {
+  CabImage image;
+  void *memory;
+  CabTensor *plain;
+} BindHold;
+BindHold *bind_new_hold(lua_State *L); /* pushed */
+
+void bind_push_ints(lua_State *L, const int32_t *values, int64_t count); /* i32[count] */
+void bind_data_class(lua_State *L, const char *meta, const char *shown, lua_CFunction close, const luaL_Reg *methods);
+void bind_loader(lua_State *L); /* bind_loader.c: adds to the table on top */
+
+#endif
