@@ -82,19 +82,6 @@ static CabStatus escape(CabJson *j) {
   return CAB_OK;
 }
 
-/* Length of the well-formed UTF-8 sequence at the position (RFC 3629), 0 if none. */
-static int utf8_length(const CabRd *r) {
-  const uint8_t *p = r->base + r->position;
-  uint64_t left = rd_left(r);
-  int n = p[0] < 0x80 ? 1 : p[0] < 0xc2 ? 0 : p[0] < 0xe0 ? 2 : p[0] < 0xf0 ? 3 : p[0] < 0xf5 ? 4 : 0;
-  if (n == 0 || left < (uint64_t)n) return 0;
-  for (int i = 1; i < n; i++)
-    if ((p[i] & 0xc0) != 0x80) return 0;
-  bool overlong = (p[0] == 0xe0 && p[1] < 0xa0) || (p[0] == 0xf0 && p[1] < 0x90);
-  bool outside = (p[0] == 0xed && p[1] > 0x9f) || (p[0] == 0xf4 && p[1] > 0x8f);
-  return overlong || outside ? 0 : n;
-}
-
 CabStatus cab_json_string(CabJson *j, CabJsonString *out) {
   cab_json_peek(j);
   uint64_t at = cab_json_at(j), start = j->used;
@@ -108,7 +95,7 @@ CabStatus cab_json_string(CabJson *j, CabJsonString *out) {
       CAB_TRY(escape(j));
       continue;
     }
-    int n = utf8_length(&j->rd);
+    int n = rd_utf8(&j->rd);
     if (!n) return cab_fail_file(CAB_E_INPUT, j->id, j->file, (int64_t)cab_json_at(j), "bad UTF-8 in a string");
     memcpy(j->arena + j->used, rd_slice(&j->rd, (uint64_t)n), (size_t)n);
     j->used += (uint64_t)n;

@@ -48,4 +48,26 @@ static inline uint64_t rd_u64le(CabRd *r) { return rd_le(r, 8); }
 static inline uint16_t rd_u16be(CabRd *r) { return (uint16_t)rd_be(r, 2); }
 static inline uint32_t rd_u32be(CabRd *r) { return (uint32_t)rd_be(r, 4); }
 
+/* Length of the well-formed UTF-8 sequence at the position (RFC 3629), 0 if none. There is a byte left. */
+static inline int rd_utf8(const CabRd *r) {
+  const uint8_t *p = r->base + r->position;
+  uint64_t left = rd_left(r);
+  int n = p[0] < 0x80 ? 1 : p[0] < 0xc2 ? 0 : p[0] < 0xe0 ? 2 : p[0] < 0xf0 ? 3 : p[0] < 0xf5 ? 4 : 0;
+  if (n == 0 || left < (uint64_t)n) return 0;
+  for (int i = 1; i < n; i++)
+    if ((p[i] & 0xc0) != 0x80) return 0;
+  bool overlong = (p[0] == 0xe0 && p[1] < 0xa0) || (p[0] == 0xf0 && p[1] < 0x90);
+  bool outside = (p[0] == 0xed && p[1] > 0x9f) || (p[0] == 0xf4 && p[1] > 0x8f);
+  return overlong || outside ? 0 : n;
+}
+
+static inline bool rd_is_utf8(const void *text, uint64_t length) {
+  for (CabRd r = rd_open(text, length); rd_left(&r);) {
+    int n = rd_utf8(&r);
+    if (!n) return false;
+    r.position += (uint64_t)n;
+  }
+  return true;
+}
+
 #endif

@@ -44,23 +44,16 @@ static CabStatus more_room(void **array, uint64_t *room, int count, size_t size)
 }
 
 static CabStatus parse_dtype(Parse *p, CabStTensor *t) {
-  static const struct { const char *name; int dtype; } known[] = {
-      {"F32", CAB_F32}, {"F64", CAB_F64}, {"I32", CAB_I32}, {"U8", CAB_U8}, {"BF16", CAB_BF16}, {"F16", -1}, {"I64", -1},
-      {"BOOL", -1}, {"I8", -1}, {"I16", -1}, {"U16", -1}, {"U32", -1}, {"U64", -1}, {"F8_E4M3", -1}, {"F8_E5M2", -1},
-      {"F8_E8M0", -1}, {"C64", -1}, {"F4", -1}, {"F6_E2M3", -1}, {"F6_E3M2", -1}};
+  static const char *const other[] = {"F8_E8M0", "C64", "F4", "F6_E2M3", "F6_E3M2"};
   CabJsonString s;
   if (cab_json_peek(&p->json) != '"')
     return REFUSE("st-dtype", cab_json_at(&p->json), "tensor \"%s\": \"dtype\" must be a string", NAME(t->name));
   CAB_TRY(cab_json_string(&p->json, &s));
-  for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
-    if (strcmp(known[i].name, s.text)) continue;
-    t->dtype = (CabDtype)known[i].dtype;
-    if (known[i].dtype >= 0) return CAB_OK;
-    return REFUSE("st-dtype", s.at, "tensor \"%s\": dtype %s is not supported, expected F32, F64, I32, U8 or BF16",
-                  NAME(t->name), s.text);
-  }
-  return REFUSE("st-dtype", s.at, "tensor \"%s\": unknown dtype \"%s\", expected F32, F64, I32, U8 or BF16", NAME(t->name),
-                NAME(s.text));
+  for (t->stored = 0; t->stored < CAB_STORED; t->stored++)
+    if (!strcmp(cab_stored[t->stored].safetensors, s.text)) return CAB_OK;
+  for (size_t i = 0; i < sizeof other / sizeof *other; i++)
+    if (!strcmp(other[i], s.text)) return REFUSE("st-dtype", s.at, "tensor \"%s\": dtype %s is not supported", NAME(t->name), s.text);
+  return REFUSE("st-dtype", s.at, "tensor \"%s\": unknown dtype \"%s\", expected F32, F64, F16, BF16, I64, ...", NAME(t->name), NAME(s.text));
 }
 
 static CabStatus parse_shape(Parse *p, CabStTensor *t) {
@@ -108,9 +101,8 @@ static CabStatus parse_offsets(Parse *p, CabStTensor *t) {
 
 /* The offsets fit the file, and the shape fills them. */
 static CabStatus check_bytes(Parse *p, const CabStTensor *t) {
-  static const uint64_t size[CAB_DTYPES] = {[CAB_F32] = 4, [CAB_F64] = 8, [CAB_I32] = 4, [CAB_U8] = 1, [CAB_BF16] = 2};
-  static const char *const dtype[CAB_DTYPES] = {[CAB_F32] = "F32", [CAB_F64] = "F64", [CAB_I32] = "I32", [CAB_U8] = "U8", [CAB_BF16] = "BF16"};
-  uint64_t need = size[t->dtype];
+  const char *dtype = cab_stored[t->stored].safetensors;
+  uint64_t need = cab_stored[t->stored].size;
   char shape[200] = "";
   int used = 0;
   for (int i = 0; i < t->rank; i++)
@@ -119,14 +111,14 @@ static CabStatus check_bytes(Parse *p, const CabStTensor *t) {
   for (int i = 0; i < t->rank; i++)
     if (t->shape[i]) need = sz_mul(need, (uint64_t)t->shape[i]);
   if (need > INT64_MAX)
-    return REFUSE("st-overflow", t->at, "tensor \"%s\": %s [%s] is 2^63 bytes or more", NAME(t->name), dtype[t->dtype], shape);
+    return REFUSE("st-overflow", t->at, "tensor \"%s\": %s [%s] is 2^63 bytes or more", NAME(t->name), dtype, shape);
   for (int i = 0; i < t->rank; i++)
     if (!t->shape[i]) need = 0;
   if (t->begin > t->end)
     return REFUSE("st-size", t->at, "tensor \"%s\": offsets [%llu,%llu) run backwards", NAME(t->name), (ull)t->begin, (ull)t->end);
   if (t->end - t->begin != need)
     return REFUSE("st-size", t->at, "tensor \"%s\": %s [%s] needs %llu bytes, offsets [%llu,%llu) hold %llu", NAME(t->name),
-                  dtype[t->dtype], shape, (ull)need, (ull)t->begin, (ull)t->end, (ull)(t->end - t->begin));
+                  dtype, shape, (ull)need, (ull)t->begin, (ull)t->end, (ull)(t->end - t->begin));
   if (t->end > p->data_bytes)
     return REFUSE("st-missing", t->at, "tensor \"%s\": offsets [%llu,%llu) pass the %llu bytes of data", NAME(t->name),
                   (ull)t->begin, (ull)t->end, (ull)p->data_bytes);

@@ -3,14 +3,14 @@
 #ifndef CAB_SAFETENSORS_H
 #define CAB_SAFETENSORS_H
 #include "file.h"
-#include "tensor.h"
+#include "stored.h"
 
 #define CAB_ST_MAX_HEADER 100000000u
 
 typedef struct {
   const char *name; /* ends with NUL and holds no other */
   uint64_t at;      /* file offset of the name */
-  CabDtype dtype;
+  CabStored stored;
   int rank;
   int64_t shape[CAB_MAX_RANK];
   uint64_t begin, end; /* in the data part */
@@ -36,15 +36,8 @@ CabStatus cab_st_header_length(const uint8_t *first, uint64_t count, uint64_t fi
 CabStatus cab_st_parse(const uint8_t *header, uint64_t length, uint64_t file_size, const char *file, CabSafetensors *out);
 void cab_st_free(CabSafetensors *st);
 
-/* Reads and checks the header only. Then one tensor at a time, straight into its storage. */
-CabStatus cab_st_open(const char *path, CabFile *file, CabSafetensors *out);
-CabTensor *cab_st_read(const CabFile *file, const CabSafetensors *st, int index); /* on the CPU */
-
-typedef struct {
-  double min, max;   /* over finite values; 0 if there are none */
-  uint64_t bad;      /* NaN and infinite values */
-} CabStRange;
-CabStatus cab_st_inspect(const CabFile *file, const CabSafetensors *st, int index, CabStRange *out);
+/* Reads and checks the header of an open file. */
+CabStatus cab_st_open(const CabFile *file, CabSafetensors *out);
 
 typedef struct {
   const char *name;

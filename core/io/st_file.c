@@ -1,73 +1,20 @@
-/* st_file.c - tensors to and from safetensors files. The data is little-endian, as is every machine this builds for. */
-#include <math.h>
+/* st_file.c - safetensors files: headers in, tensors out. The data is little-endian, as is every machine this builds for. */
 #include <stdlib.h>
 #include <string.h>
 
 #include "safetensors.h"
 
-CabStatus cab_st_open(const char *path, CabFile *file, CabSafetensors *out) {
+CabStatus cab_st_open(const CabFile *file, CabSafetensors *out) {
   uint8_t first[8], *header = NULL;
   uint64_t length = 0;
   *out = (CabSafetensors){0};
-  CAB_TRY(cab_file_open(path, file));
   uint64_t head = file->size < 8 ? file->size : 8;
-  CabStatus status = cab_file_read(file, first, head, 0);
-  if (status == CAB_OK) status = cab_st_header_length(first, head, file->size, path, &length);
-  if (status == CAB_OK && !(header = cab_malloc(length, 1))) status = CAB_E_MEMORY;
-  if (status == CAB_OK) status = cab_file_read(file, header, length, 8);
-  if (status == CAB_OK) status = cab_st_parse(header, length, file->size, path, out);
+  CAB_TRY(cab_file_read(file, first, head, 0));
+  CAB_TRY(cab_st_header_length(first, head, file->size, file->path, &length));
+  if (!(header = cab_malloc(length, 1))) return CAB_E_MEMORY;
+  CabStatus status = cab_file_read(file, header, length, 8);
+  if (status == CAB_OK) status = cab_st_parse(header, length, file->size, file->path, out);
   cab_free(header);
-  if (status != CAB_OK) cab_file_close(file);
-  return status;
-}
-
-CabTensor *cab_st_read(const CabFile *file, const CabSafetensors *st, int index) {
-  const CabStTensor *d = &st->tensor[index];
-  CabTensor *t = cab_tensor_new(cab_cpu(), d->dtype, d->rank, d->shape);
-  if (!t) return NULL;
-  if (cab_file_read(file, cab_tensor_data(t), d->end - d->begin, st->data_at + d->begin) == CAB_OK) return t;
-  cab_tensor_release(t);
-  return NULL;
-}
-
-static double value_at(const uint8_t *p, CabDtype dtype) {
-  union { uint32_t bits; float f; } bf16;
-  double d;
-  float f;
-  int32_t i;
-  uint16_t h;
-  switch (dtype) {
-    case CAB_F64: memcpy(&d, p, 8); return d;
-    case CAB_F32: memcpy(&f, p, 4); return f;
-    case CAB_I32: memcpy(&i, p, 4); return i;
-    case CAB_BF16: memcpy(&h, p, 2), bf16.bits = (uint32_t)h << 16; return bf16.f;
-    default: return *p;
-  }
-}
-
-CabStatus cab_st_inspect(const CabFile *file, const CabSafetensors *st, int index, CabStRange *out) {
-  enum { BLOCK = 1 << 20 };
-  const CabStTensor *d = &st->tensor[index];
-  size_t size = cab_dtype_size(d->dtype);
-  bool any = false;
-  *out = (CabStRange){0};
-  uint8_t *block = cab_malloc(BLOCK, 1);
-  if (!block) return CAB_E_MEMORY;
-  CabStatus status = CAB_OK;
-  for (uint64_t at = d->begin, n; status == CAB_OK && at < d->end; at += n) {
-    n = d->end - at < BLOCK ? d->end - at : BLOCK;
-    status = cab_file_read(file, block, n, st->data_at + at);
-    for (uint64_t i = 0; status == CAB_OK && i < n; i += size) {
-      double v = value_at(block + i, d->dtype);
-      if (!isfinite(v)) out->bad++;
-      else {
-        out->min = any && out->min < v ? out->min : v;
-        out->max = any && out->max > v ? out->max : v;
-        any = true;
-      }
-    }
-  }
-  cab_free(block);
   return status;
 }
 
@@ -107,10 +54,9 @@ static CabStatus put_string(Text *t, const char *s) {
 }
 
 static CabStatus put_tensor(Text *t, const CabStEntry *e, uint64_t *offset) {
-  static const char *const dtype[CAB_DTYPES] = {[CAB_F32] = "F32", [CAB_F64] = "F64", [CAB_I32] = "I32", [CAB_U8] = "U8", [CAB_BF16] = "BF16"};
   char text[96];
   CAB_TRY(put_string(t, e->name));
-  CAB_TRY(put(t, text, (size_t)snprintf(text, sizeof text, ":{\"dtype\":\"%s\",\"shape\":[", dtype[e->tensor->dtype])));
+  CAB_TRY(put(t, text, (size_t)snprintf(text, sizeof text, ":{\"dtype\":\"%s\",\"shape\":[", cab_stored[e->tensor->dtype].safetensors)));
   for (int i = 0; i < e->tensor->rank; i++)
     CAB_TRY(put(t, text, (size_t)snprintf(text, sizeof text, i ? ",%lld" : "%lld", (long long)e->tensor->shape[i])));
   uint64_t begin = *offset;

@@ -1,92 +1,84 @@
-/* bind_io.c - safetensors and images for Lua. */
+/* bind_io.c - weight files and images for Lua. */
 #include <string.h>
 
 #include "bind.h"
 #include "image.h"
-#include "safetensors.h"
+#include "weights.h"
 
 #define META_FILE "cab.safetensors"
 #define META_IMAGE "cab.image"
 
-/* An open safetensors file; the collector closes it when an error passes by. */
-typedef struct {
-  CabFile file;
-  CabSafetensors st;
-} Open;
-
+/* An open weight file; the collector closes it when an error passes by. */
 static int open_gc(lua_State *L) {
-  Open *o = luaL_testudata(L, 1, META_FILE);
-  if (!o) return 0;
-  cab_file_close(&o->file);
-  cab_st_free(&o->st);
+  CabWeights *w = luaL_testudata(L, 1, META_FILE);
+  if (w) cab_weights_close(w);
   return 0;
 }
 
-static Open *open_file(lua_State *L, const char *path) {
-  Open *o = lua_newuserdatauv(L, sizeof *o, 0);
-  *o = (Open){.file = {.fd = -1}};
+/* The file of (path [, key]), above them on the stack. */
+static CabWeights *open_file(lua_State *L) {
+  const char *path = bind_check_path(L, 1), *key = lua_isnoneornil(L, 2) ? NULL : bind_check_path(L, 2);
+  lua_settop(L, 2);
+  CabWeights *w = lua_newuserdatauv(L, sizeof *w, 0);
+  *w = (CabWeights){.file = {.fd = -1}};
   luaL_setmetatable(L, META_FILE);
-  BIND_TRY(L, cab_st_open(path, &o->file, &o->st));
-  return o;
+  BIND_TRY(L, cab_weights_open(path, key, w));
+  return w;
 }
 
-static void push_metadata(lua_State *L, const CabSafetensors *st) {
-  lua_createtable(L, 0, st->metadata_count < 1 << 16 ? st->metadata_count : 0);
-  for (int i = 0; i < st->metadata_count; i++) {
-    lua_pushstring(L, st->metadata[i].value);
-    lua_setfield(L, -2, st->metadata[i].key);
+/* Pushes the metadata and closes the file. */
+static void finish_file(lua_State *L, CabWeights *w) {
+  BIND_TRY(L, cab_file_unchanged(&w->file));
+  lua_createtable(L, 0, w->metadata_count < 1 << 16 ? w->metadata_count : 0);
+  for (int i = 0; i < w->metadata_count; i++) {
+    lua_pushstring(L, w->metadata[i].value);
+    lua_setfield(L, -2, w->metadata[i].key);
   }
+  cab_weights_close(w);
 }
 
-/* core.load(path) -> {name = tensor}, {key = string}: all of the file or an error */
+/* core.load(path [, key]) -> {name = tensor}, {key = string}: all of the file or an error. key: weights.h */
 static int load(lua_State *L) {
-  const char *path = bind_check_path(L, 1);
-  lua_settop(L, 1);
-  Open *o = open_file(L, path);
-  lua_createtable(L, 0, o->st.count < 1 << 16 ? o->st.count : 0);
-  for (int i = 0; i < o->st.count; i++) {
+  CabWeights *w = open_file(L);
+  lua_createtable(L, 0, w->count < 1 << 16 ? w->count : 0);
+  for (int i = 0; i < w->count; i++) {
     CabTensor **slot = bind_new_tensor(L);
-    BIND_FILL(L, slot, cab_st_read(&o->file, &o->st, i));
-    lua_setfield(L, 3, o->st.tensor[i].name);
+    BIND_FILL(L, slot, cab_weights_read(w, w->order[i]));
+    lua_setfield(L, 4, w->weight[w->order[i]].name);
   }
-  BIND_TRY(L, cab_file_unchanged(&o->file));
-  push_metadata(L, &o->st);
-  cab_file_close(&o->file);
-  cab_st_free(&o->st);
+  finish_file(L, w);
   return 2;
 }
 
-static void push_shape(lua_State *L, const CabStTensor *t) {
-  lua_createtable(L, t->rank, 0);
-  for (int d = 0; d < t->rank; d++) {
-    lua_pushinteger(L, t->shape[d]);
+static void push_weight(lua_State *L, const CabWeight *v, const CabRange *range) {
+  lua_createtable(L, 0, 8);
+  lua_pushstring(L, v->name), lua_setfield(L, -2, "name");
+  lua_pushstring(L, cab_stored[v->stored].safetensors), lua_setfield(L, -2, "stored");
+  lua_pushstring(L, cab_dtype_name(cab_stored[v->stored].dtype)), lua_setfield(L, -2, "dtype");
+  lua_pushnumber(L, range->min), lua_setfield(L, -2, "min");
+  lua_pushnumber(L, range->max), lua_setfield(L, -2, "max");
+  lua_pushinteger(L, (lua_Integer)range->nan), lua_setfield(L, -2, "nan");
+  lua_pushinteger(L, (lua_Integer)range->infinite), lua_setfield(L, -2, "infinite");
+  lua_createtable(L, v->rank, 0);
+  for (int d = 0; d < v->rank; d++) {
+    lua_pushinteger(L, v->shape[d]);
     lua_rawseti(L, -2, d + 1);
   }
+  lua_setfield(L, -2, "shape");
 }
 
-/* core.inspect(path) -> list of {name, dtype, shape, min, max, bad} by name, {key = string}. bad: NaN and infinite values. */
+/* core.inspect(path [, key]) -> list by name of {name, stored: format in the file, dtype: what it loads as, shape, min, max (of
+ * finite values as stored), nan, infinite}, {key = string} */
 static int inspect(lua_State *L) {
-  const char *path = bind_check_path(L, 1);
-  lua_settop(L, 1);
-  Open *o = open_file(L, path);
-  lua_createtable(L, o->st.count < 1 << 16 ? o->st.count : 0, 0);
-  for (int i = 0; i < o->st.count; i++) {
-    const CabStTensor *t = &o->st.tensor[i];
-    CabStRange range;
-    BIND_TRY(L, cab_st_inspect(&o->file, &o->st, i, &range));
-    lua_createtable(L, 0, 6);
-    lua_pushstring(L, t->name), lua_setfield(L, -2, "name");
-    lua_pushstring(L, cab_dtype_name(t->dtype)), lua_setfield(L, -2, "dtype");
-    push_shape(L, t), lua_setfield(L, -2, "shape");
-    lua_pushnumber(L, range.min), lua_setfield(L, -2, "min");
-    lua_pushnumber(L, range.max), lua_setfield(L, -2, "max");
-    lua_pushinteger(L, (lua_Integer)range.bad), lua_setfield(L, -2, "bad");
-    lua_rawseti(L, 3, i + 1);
+  CabWeights *w = open_file(L);
+  lua_createtable(L, w->count < 1 << 16 ? w->count : 0, 0);
+  for (int i = 0; i < w->count; i++) {
+    CabRange range;
+    BIND_TRY(L, cab_weights_range(w, w->order[i], &range));
+    push_weight(L, &w->weight[w->order[i]], &range);
+    lua_rawseti(L, 4, w->order[i] + 1);
   }
-  BIND_TRY(L, cab_file_unchanged(&o->file));
-  push_metadata(L, &o->st);
-  cab_file_close(&o->file);
-  cab_st_free(&o->st);
+  finish_file(L, w);
   return 2;
 }
 

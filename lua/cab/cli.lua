@@ -30,7 +30,7 @@ local function parser()
   eval:argument("run", "Run folder, or the folder of a comparison.")
   eval:argument("overrides", "key=value: fields of the recipe."):args("*")
   p:command("repl", "Lua prompt with `cab` in it.")
-  p:command("inspect", "List the tensors of a weight file."):argument("file", "A safetensors file.")
+  p:command("inspect", "List the tensors of a weight file."):argument("file", "safetensors, PyTorch .pth or .pt, NumPy .npy or .npz.")
   p:command("doctor", "What a report of a problem needs: versions, processor, threads.")
   function p.error(_, message) check.fail(2, message, { id = "usage" }) end
   run.error, eval.error = p.error, p.error
@@ -144,10 +144,10 @@ function commands.inspect(args)
     local count = 1
     for _, n in ipairs(t.shape) do count = count * n end
     total = total + count
-    rows[i] = { core.escape(t.name), t.dtype, "[" .. table.concat(t.shape, ",") .. "]", t.min and ("%.4g"):format(t.min) or "",
-      t.max and ("%.4g"):format(t.max) or "", (t.bad or 0) > 0 and tostring(t.bad) or "" }
+    rows[i] = { core.escape(t.name), t.stored, "[" .. table.concat(t.shape, ",") .. "]", ("%.4g"):format(t.min), ("%.4g"):format(t.max),
+      t.nan > 0 and tostring(t.nan) or "", t.infinite > 0 and tostring(t.infinite) or "" }
   end
-  print(require "cab.report".table({ "name", "dtype", "shape", "min", "max", "not finite" }, rows))
+  print(require "cab.report".table({ "name", "dtype", "shape", "min", "max", "NaN", "infinite" }, rows))
   print(("%d tensors, %d values"):format(#rows, total))
   return 0
 end
