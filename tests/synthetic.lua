@@ -48,7 +48,7 @@ function Images:loader(_, o)
 end
 
 local function images(o, device)
-  return setmetatable({ classes = o.classes, channels = o.channels, size = o.image, device = core.device(device),
+  return setmetatable({ notes = {}, classes = o.classes, channels = o.channels, size = o.image, device = core.device(device),
     count = { train = 1000 * o.batch, test = o.batch } }, Images)
 end
 

@@ -26,7 +26,7 @@ static void destroy(CabDataset *ds) {
   cab_free(ds);
 }
 
-static const CabDatasetKind kind = {"cifar", fetch, path_of, destroy};
+static const CabDatasetKind kind = {"cifar", fetch, path_of, cab_dataset_number, destroy};
 
 static CabStatus take(Cifar *d, const CabBytes *bytes, const char *path, int64_t first) {
   for (size_t i = 0; i < bytes->length / RECORD; i++) {

@@ -22,6 +22,12 @@ CabStatus cab_dataset_init(CabDataset *ds, const CabDatasetKind *kind, int64_t c
   return CAB_OK;
 }
 
+const char *cab_dataset_number(const CabDataset *ds, int64_t index, char *room) {
+  (void)ds;
+  snprintf(room, 24, "%lld", (long long)index + 1);
+  return room;
+}
+
 CabDataset *cab_dataset_retain(CabDataset *ds) {
   ds->refs++;
   return ds;

@@ -12,6 +12,8 @@ typedef struct CabDataset {
   int32_t *labels;       /* [count], in 0..classes-1 */
   int width, height;     /* of every image, 0 if they differ */
   int64_t ignored;       /* folder: entries that are no image and no class */
+  int64_t scanned;       /* folder: directories that were read, not taken from the index */
+  const char *note;      /* what a run should say about it; NULL or "" for nothing */
   int refs;
 } CabDataset;
 
@@ -20,9 +22,11 @@ typedef struct CabDatasetKind {
   /* The image, or the part wished for (NULL: all); warnings as in cab_image_decode. Errors name file and record. */
   CabStatus (*fetch)(CabDataset *, int64_t index, const CabWish *wish, int *warnings, CabImage *out);
   const char *(*path)(const CabDataset *, int64_t index, char *room); /* its file; room: PATH_MAX bytes */
+  const char *(*record)(const CabDataset *, int64_t index, char *room); /* its name in lists: "CLASS/IMAGE", or its number from 1 */
   void (*destroy)(CabDataset *); /* frees the kind's own parts and the struct */
 } CabDatasetKind;
 
+const char *cab_dataset_number(const CabDataset *ds, int64_t index, char *room); /* a kind's name where records have only numbers */
 CabDataset *cab_dataset_retain(CabDataset *ds);
 void cab_dataset_release(CabDataset *ds); /* NULL allowed */
 /* For kinds: labels of `count` records and copies of the names (NULL: none); *ds is zeroed memory. */
@@ -31,8 +35,9 @@ CabStatus cab_dataset_init(CabDataset *ds, const CabDatasetKind *kind, int64_t c
 /* Names may be NULL. NULL + error slot on failure. */
 CabDataset *cab_idx_open(const char *images, const char *labels, int classes, const char *const *names);
 CabDataset *cab_cifar_open(int files, const char *const *paths, int classes, const char *const *names);
-/* ROOT/CLASS/IMAGE.png|jpg|jpeg, both levels in byte order. With names: exactly these folders may be there. */
-CabDataset *cab_folder_open(const char *root, int classes, const char *const *names);
+/* ROOT/CLASS/IMAGE.png|jpg|jpeg, both levels in byte order. With names: exactly these folders may be there. index: a file that
+ * keeps the names (listing.h), NULL for none. */
+CabDataset *cab_folder_open(const char *root, const char *index, int classes, const char *const *names);
 
 /* IDX: u8 data of 1 or 3 dimensions. Pure. */
 typedef struct {

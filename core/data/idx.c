@@ -51,7 +51,7 @@ static void destroy(CabDataset *ds) {
   cab_free(ds);
 }
 
-static const CabDatasetKind kind = {"idx", fetch, path_of, destroy};
+static const CabDatasetKind kind = {"idx", fetch, path_of, cab_dataset_number, destroy};
 
 static CabStatus read_labels(Idx *d, const char *path, const CabIdx *labels, int classes, const char *const *names) {
   int top = 0;

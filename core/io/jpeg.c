@@ -25,7 +25,7 @@ typedef struct {
   CabStatus status;
   CabImage *image;
   CabWindow part; /* of the image as it comes out */
-  uint8_t *row; /* CMYK */
+  uint8_t *row; /* one of CMYK, or not wanted */
 } Jpeg;
 
 static int64_t position(const Jpeg *j) {
@@ -82,7 +82,7 @@ static CabWindow choose_part(const Jpeg *j, CabPart wanted) {
 }
 
 /* Size checks, the part, room for it. The columns that libjpeg decodes begin at a block. */
-static void begin(Jpeg *j, int channels, bool cmyk) {
+static void begin(Jpeg *j, int channels) {
   struct jpeg_decompress_struct *d = &j->jpeg;
   int width = (int)d->image_width, height = (int)d->image_height;
   if ((j->status = cab_image_check(d->image_width, d->image_height, j->length, PIXELS_PER_BYTE, j->file)) != CAB_OK) return;
@@ -99,7 +99,15 @@ static void begin(Jpeg *j, int channels, bool cmyk) {
   j->status = cab_image_alloc(wide, (uint64_t)j->part.height, channels, j->image);
   j->image->full_width = width, j->image->full_height = height;
   j->image->x = j->part.x, j->image->y = j->part.y, j->image->scale = wanted.scale;
-  if (j->status == CAB_OK && cmyk && !(j->row = cab_malloc(wide, 4))) j->status = CAB_E_MEMORY;
+  if (j->status == CAB_OK && !(j->row = cab_malloc(wide, 4))) j->status = CAB_E_MEMORY;
+}
+
+/* Skipping to the end would leave the rest unread: the last row is decoded, so that damage anywhere is seen. */
+static void check_rest(Jpeg *j) {
+  struct jpeg_decompress_struct *d = &j->jpeg;
+  if (d->output_scanline + 1 < d->output_height) jpeg_skip_scanlines(d, d->output_height - 1 - d->output_scanline);
+  JSAMPROW row = j->row;
+  while (d->output_scanline < d->output_height) jpeg_read_scanlines(d, &row, 1);
 }
 
 static void decode(Jpeg *j) {
@@ -114,7 +122,7 @@ static void decode(Jpeg *j) {
   d->out_color_space = grey ? JCS_GRAYSCALE : cmyk ? JCS_CMYK : JCS_RGB;
   d->dct_method = JDCT_ISLOW;
   d->progress = &j->progress;
-  begin(j, grey ? 1 : 3, cmyk);
+  begin(j, grey ? 1 : 3);
   if (j->status != CAB_OK) return;
   if (j->part.y) jpeg_skip_scanlines(d, (JDIMENSION)j->part.y);
   size_t stride = (size_t)j->part.width * (size_t)j->image->channels;
@@ -125,7 +133,7 @@ static void decode(Jpeg *j) {
     if (cmyk) from_cmyk(j->row, to, j->part.width, d->saw_Adobe_marker);
     y++;
   }
-  if (d->output_scanline < d->output_height) jpeg_skip_scanlines(d, d->output_height - d->output_scanline);
+  check_rest(j);
   jpeg_finish_decompress(d);
 }
 

@@ -1,5 +1,6 @@
 /* bind_data.c - core.data: datasets and subsets. Indices and labels count from 0, as class ids do; records asked for by number
  * (ds:image(i)) count from 1, as Lua does. */
+#include <limits.h>
 #include <string.h>
 
 #include "bind_data.h"
@@ -41,11 +42,11 @@ static const char *needed(lua_State *L, const char *key) {
   return s;
 }
 
-/* core.data.open{kind="idx", images=path, labels=path} | {kind="cifar", files={..}} | {kind="folder", root=path};
+/* core.data.open{kind="idx", images=path, labels=path} | {kind="cifar", files={..}} | {kind="folder", root=path [, index=path]};
  * names={..} fixes the classes and their order. -> dataset */
 static int open_set(lua_State *L) {
   static const char *const kinds[] = {"idx", "cifar", "folder", NULL};
-  static const char *const known[3][6] = {{"kind", "images", "labels", "names", NULL}, {"kind", "files", "names", NULL}, {"kind", "root", "names", NULL}};
+  static const char *const known[3][6] = {{"kind", "images", "labels", "names", NULL}, {"kind", "files", "names", NULL}, {"kind", "root", "index", "names", NULL}};
   int classes, files = 0;
   bind_check_table(L, 1);
   lua_settop(L, 1);
@@ -58,12 +59,13 @@ static int open_set(lua_State *L) {
   const char **names = string_list(L, 1, "names", &classes);
   const char *first = kind == 0 ? needed(L, "images") : kind == 2 ? needed(L, "root") : NULL;
   const char *second = kind == 0 ? needed(L, "labels") : NULL;
+  const char *index = kind == 2 ? bind_opt_string(L, 1, "index", NULL) : NULL;
   const char **paths = kind == 1 ? string_list(L, 1, "files", &files) : NULL;
   if (kind == 1 && !paths) bind_fail(L, CAB_E_LUA, "open: 'files' is missing");
   for (int attempt = 0; !s->ds && attempt < 2; attempt++) {
     if (kind == 0) s->ds = cab_idx_open(first, second, classes, names);
     else if (kind == 1) s->ds = cab_cifar_open(files, paths, classes, names);
-    else s->ds = cab_folder_open(first, classes, names);
+    else s->ds = cab_folder_open(first, index, classes, names);
     if (!s->ds && (attempt || !bind_collect(L))) bind_raise(L, cab_error()->code);
   }
   lua_settop(L, 2);
@@ -82,6 +84,14 @@ static int set_count(lua_State *L) { return lua_pushinteger(L, check_set(L)->cou
 static int set_classes(lua_State *L) { return lua_pushinteger(L, check_set(L)->classes), 1; }
 static int set_channels(lua_State *L) { return lua_pushinteger(L, check_set(L)->channels), 1; }
 static int set_ignored(lua_State *L) { return lua_pushinteger(L, check_set(L)->ignored), 1; }
+
+static int set_scanned(lua_State *L) { return lua_pushinteger(L, check_set(L)->scanned), 1; }
+
+/* ds:note() -> what a run should say about it, or nil */
+static int set_note(lua_State *L) {
+  const char *note = check_set(L)->note;
+  return lua_pushstring(L, note && *note ? note : NULL), 1;
+}
 
 /* ds:size() -> height, width; nothing where images differ */
 static int set_size(lua_State *L) {
@@ -146,6 +156,14 @@ static int64_t check_record(lua_State *L, const CabDataset *ds) {
   return i - 1;
 }
 
+/* ds:name(i) -> its name in lists: "CLASS/IMAGE" in a folder, else the number */
+static int set_name(lua_State *L) {
+  const CabDataset *ds = check_set(L);
+  char room[PATH_MAX];
+  lua_pushstring(L, ds->kind->record(ds, check_record(L, ds), room));
+  return 1;
+}
+
 /* ds:image(i) -> u8[H,W,C], label */
 static int set_image(lua_State *L) {
   CabDataset *ds = check_set(L);
@@ -192,7 +210,8 @@ void bind_data_class(lua_State *L, const char *meta, const char *shown, lua_CFun
 
 void bind_data(lua_State *L) {
   static const luaL_Reg set[] = {{"count", set_count}, {"classes", set_classes}, {"channels", set_channels}, {"size", set_size},
-                                 {"names", set_names}, {"labels", set_labels}, {"image", set_image}, {"ignored", set_ignored},
+                                 {"names", set_names}, {"labels", set_labels}, {"image", set_image}, {"ignored", set_ignored}, {"scanned", set_scanned},
+                                 {"note", set_note}, {"name", set_name},
                                  {"close", set_close}, {NULL, NULL}};
   static const luaL_Reg functions[] = {{"open", open_set}, {"subset", subset}, {NULL, NULL}};
   bind_data_class(L, BIND_DATASET, "dataset", set_close, set);

@@ -71,6 +71,18 @@ function M.value(rule, value, path)
   return value
 end
 
+--- A number, or a list of one number or of one a channel, as a list of one a channel; faults with code 2.
+---@param value number|number[]
+---@param channels integer
+---@param path string for messages
+---@return number[]
+function M.per_channel(value, channels, path)
+  local list, out = type(value) == "table" and value or { value }, {}
+  for c = 1, channels do out[c] = #list == 1 and list[1] or list[c] end
+  if #list ~= 1 and #list ~= channels then M.usage(("%s has %d values, the images have %d channels"):format(path, #list, channels)) end
+  return out
+end
+
 --- A table of options against a schema: unknown keys, wrong types and ranges are faults with code 2; defaults are filled in.
 ---@param schema table name -> entry
 ---@param given table?

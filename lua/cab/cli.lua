@@ -12,8 +12,28 @@ examples:
   cab run script.lua a b                         any Lua file that returns no recipe is just run, with `arg`
   cab eval runs/quickstart-1                     top-1, top-5, loss, R2 of the bridge of each run
   cab inspect weights.safetensors
+  cab data show my.lua --sample 17 --epoch 3     the picture that the network saw, as show.png
+  cab data subset my.lua --fraction 0.1 --out ten.txt   a list for data.list: 10 % of each class
 exit codes: 0 done, 1 Lua error, 2 usage or recipe, 65 input file refused, 69 device, 70 internal error, 71 memory,
   74 I/O, 75 stopped and resumable, 76 not-finite numbers, 130 interrupted twice]]
+
+-- cab data show, cab data subset.
+local function add_data(p)
+  local data = p:command("data", "Look at the data of a recipe, or list a part of it."):require_command(true):command_target("action")
+  local show = data:command("show", "Write the picture of a training record that the network sees in an epoch.")
+  show:argument("recipe", "Recipe file.")
+  show:argument("overrides", "key=value: fields of the recipe."):args("*")
+  show:option("--sample", "Number of the record, from 1."):argname("N"):convert(math.tointeger):default("1")
+  show:option("--epoch", "The epoch, from 0."):argname("N"):convert(math.tointeger):default("0")
+  show:option("--out", "The PNG to write."):argname("FILE"):default("show.png")
+  local subset = data:command("subset", "Write a list of a seeded share of each class; 1 % lies in 5 % lies in 10 %.")
+  subset:argument("recipe", "Recipe file.")
+  subset:argument("overrides", "key=value: fields of the recipe."):args("*")
+  subset:option("--fraction", "Share of each class, above 0, at most 1."):argname("X"):convert(tonumber):count(1)
+  subset:option("--seed", "Default: data.seed of the recipe."):argname("N"):convert(math.tointeger)
+  subset:option("--out", "The list to write."):argname("FILE"):count(1)
+  data.error, show.error, subset.error = p.error, p.error, p.error
+end
 
 local function parser()
   local argparse = require "argparse"
@@ -34,6 +54,7 @@ local function parser()
   p:command("doctor", "What a report of a problem needs: versions, processor, threads.")
   function p.error(_, message) check.fail(2, message, { id = "usage" }) end
   run.error, eval.error = p.error, p.error
+  add_data(p)
   return p
 end
 
@@ -149,6 +170,20 @@ function commands.inspect(args)
   end
   print(require "cab.report".table({ "name", "dtype", "shape", "min", "max", "NaN", "infinite" }, rows))
   print(("%d tensors, %d values"):format(#rows, total))
+  return 0
+end
+
+-- What a recipe file says, after overrides; of a comparison its first run.
+local function resolved(path, overrides)
+  local value = core.loadfile(path)(path)
+  if require "cab.compare".is(value) then value = value.runs[1].recipe end
+  if not require "cab.recipe".is(value) then check.fail(2, path .. ": returns no recipe", { id = "recipe" }) end
+  return value:override(overrides).resolved
+end
+
+function commands.data(args)
+  local o = parser():parse(args)
+  print(require "cab.data_tools"[o.action](resolved(o.recipe, o.overrides), o))
   return 0
 end
 

@@ -120,11 +120,12 @@ function M.build(r)
     check.fail(2, ("batch is %d, there are only %d training images"):format(r.batch, self.data.count.train))
   end
   local extra = { classes = self.data.classes, channels = self.data.channels, image = self.data.size, seed = r.seed,
-    device = self.device, precision = r.precision }
+    mean = self.data.mean, std = self.data.std, device = self.device, precision = r.precision }
+  for _, note in ipairs(self.data.notes) do self.notes[#self.notes + 1] = note end
   self.student = model("student", r.student, extra)
   self.teacher = r.teacher and model("teacher", r.teacher, extra):freeze()
   if self.teacher then
-    if (r.teacher.weights or "") == "" then self.notes[1] = "warning: the teacher is untrained: teacher.weights names no file" end
+    if (r.teacher.weights or "") == "" then self.notes[#self.notes + 1] = "warning: the teacher is untrained: teacher.weights names no file" end
     self.pairs = require "cab.pairs".new { student = self.student, teacher = self.teacher, map = r.pairs }
   end
   instances(self)
@@ -160,7 +161,7 @@ function Job:stage(step)
   return self.stages[#self.stages], #self.stages
 end
 
---- The losses of a batch. Inside the caller's scope.
+--- The losses of a batch. Inside the caller's scope. Strategies see labels or, of a mixed batch, the target.
 ---@param stage table
 ---@param images any f32[b,C,H,W]
 ---@param labels any i32[b]
@@ -169,7 +170,7 @@ end
 ---@return any logits [b,classes]
 ---@return table taps of the student
 function Job:losses(stage, images, labels, target)
-  local batch = { images = images, labels = labels, target = target }
+  local batch = { images = images, labels = not target and labels or nil, target = target }
   local teacher_taps
   if stage.teacher_taps then
     batch.teacher, teacher_taps = core.no_grad(function() return self.teacher:forward(images, stage.teacher_taps) end)

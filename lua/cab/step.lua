@@ -32,19 +32,22 @@ local function alike(t, u) return t:dtype() == u:dtype() and table.concat(t:shap
 ---@param scope any the step's: what outlives the step is kept out of it
 ---@param images any u8 or f32 [b,C,H,W] as a loader gives them
 ---@param labels any i32[b]
-function Step:place(scope, images, labels)
+---@param targets? any f32[b,classes] of a mixed batch
+function Step:place(scope, images, labels, targets)
   local device, staged = self.job.device, self.staged
-  self.batch, self.fixed = { images = images, labels = labels }, false
+  local batch = { images = images, labels = labels, targets = targets }
+  self.batch, self.fixed = batch, false
   if device == "cpu" then return end
-  self.fixed = not staged or (alike(staged.images, images) and alike(staged.labels, labels))
+  self.fixed = true
+  for name, t in pairs(batch) do self.fixed = self.fixed and (not staged or alike(staged[name], t)) end
   if staged and self.fixed then
-    staged.images:copy(images)
-    staged.labels:copy(labels)
+    for name, t in pairs(batch) do staged[name]:copy(t) end
     self.batch = staged
   else
-    self.batch = { images = images:to(device), labels = labels:to(device) }
+    self.batch = {}
+    for name, t in pairs(batch) do self.batch[name] = t:to(device) end
     if self.fixed then
-      scope:keep(self.batch.images, self.batch.labels)
+      for _, t in pairs(self.batch) do scope:keep(t) end
       self.staged = self.batch
     end
   end
@@ -56,12 +59,12 @@ end
 ---@return boolean false at the end of the data
 function Step:take(scope, feed)
   local staged = self.staged
-  if staged and feed:into(staged.images, staged.labels) then
+  if staged and feed:into(staged.images, staged.labels, staged.targets) then
     self.batch, self.fixed = staged, true
     return true
   end
-  local images, labels = feed:raw()
-  if images then self:place(scope, images, labels) end
+  local images, labels, targets = feed:raw()
+  if images then self:place(scope, images, labels, targets) end
   return images ~= nil
 end
 
@@ -71,7 +74,7 @@ function Step:images() return self.job.data:normalise(self.batch.images) end
 -- Teacher, student, losses: launches only.
 local function forward(self, stage)
   local images = self:images()
-  local terms, logits, taps = self.job:losses(stage, images, self.batch.labels)
+  local terms, logits, taps = self.job:losses(stage, images, self.batch.labels, self.batch.targets)
   return { images = images, terms = terms, logits = logits, taps = taps, total = jobs.total(terms) }
 end
 
@@ -198,8 +201,8 @@ function Step:blame(stage, v, feed)
   local now, batch, terms = self.now, self.batch, {}
   if feed or not now.taps then
     if feed then
-      local images, labels = feed:next()
-      self.batch = { images = images, labels = labels }
+      local images, labels, targets = feed:next()
+      self.batch = { images = images, labels = labels, targets = targets }
     end
     self.job:clear_gradients()
     now = forward(self, stage)

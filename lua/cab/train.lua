@@ -72,14 +72,14 @@ function Run:step(step)
   local row = (job.device == "cpu" or self:is_read(step) or self:is_stop(step)) and self:inspect(step) or nil
   job:clear_gradients()
   if row and not row.skipped and self:is_eval(step) and job.recipe.eval.shares and #stage.terms > 1 then
-    self.shares = job:shares(stage, stepper:images(), stepper.batch.labels)
+    self.shares = job:shares(stage, stepper:images(), stepper.batch.labels, stepper.batch.targets)
   end
   return row
 end
 
 -- The first step of a stage: every term must reach a parameter, and says so if it reaches none of the student's.
 function Run:first(stage, number)
-  local shares = self.job:shares(stage, self.stepper:images(), self.stepper.batch.labels)
+  local shares = self.job:shares(stage, self.stepper:images(), self.stepper.batch.labels, self.stepper.batch.targets)
   for name, norm in pairs(shares) do
     if norm.all == 0 then
       check.fail(2, ("stage %d: loss term '%s' reaches no parameter"):format(number, name), { id = "dead-term" })
@@ -104,6 +104,8 @@ function Run:take(scope, step)
 end
 
 function Run:close_loader()
+  local skipped = self.loader:skipped()
+  if skipped > 0 then self:say(("warning: epoch %d: %d images could not be read and were left out"):format(self.epoch, skipped)) end
   self.waited = self.waited + self.loader:waited()
   self.loader:close()
   self.loader = nil

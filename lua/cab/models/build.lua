@@ -14,6 +14,7 @@ function build.schema(sizes, more)
     size = { "string", default = "tiny", one_of = options.names(sizes) },
     patch = { "integer", default = 16, min = 1 }, image = { "integer", min = 1 }, channels = { "integer", min = 1 },
     classes = { "integer", min = 1 }, dim = { "integer", min = 1 }, depth = { "integer", min = 1 },
+    mean = { "number|table" }, std = { "number|table" }, -- of its own pixels, in 0..1; default: as the data gives them
     seed = { "integer", min = 0 }, dtype = { "string", one_of = { "f32", "f64" } }, weights = { "string" },
   }
   for k, v in pairs(more) do schema[k] = v end
@@ -53,8 +54,23 @@ function build.resolve(M, given, extra)
   return o
 end
 
+-- What makes pixels normalised as the data does into pixels normalised as the model wants: [C,1,1] each, scale x + shift; nil
+-- where both are the same or the data's way is not known.
+local function view(o, data, device)
+  if not data.mean then return nil end
+  local scale, shift, changes = {}, {}, false
+  local function list(t, key) return check.per_channel(t[key], o.channels, key) end
+  local mean, std, from_mean, from_std = list(o, "mean"), list(o, "std"), list(data, "mean"), list(data, "std")
+  for c = 1, o.channels do
+    local a, b = from_std[c] / std[c], (from_mean[c] - mean[c]) / std[c]
+    scale[c], shift[c], changes = { { a } }, { { b } }, changes or a ~= 1 or b ~= 0
+  end
+  return changes and { scale = core.tensor(scale, o.dtype, device), shift = core.tensor(shift, o.dtype, device) } or nil
+end
+
 --- @param M table @param given table a description or its plain fields
---- @param extra? table classes, channels, image, seed, dtype; device (default "cpu"); precision: "bf16" makes activations bf16
+--- @param extra? table classes, channels, image, seed, dtype; mean, std: of the images that it will be given; device (default
+--- "cpu"); precision: "bf16" makes activations bf16
 function build.model(M, given, extra)
   local sized, device, precision = {}, (core.device(extra and extra.device or "cpu")), extra and extra.precision
   for k, v in pairs(extra or {}) do
@@ -66,6 +82,7 @@ function build.model(M, given, extra)
   model.kind, model.options, model.dtype, model.activations = M.kind, o, o.dtype, precision == "bf16" and "bf16" or o.dtype
   model:init { seed = o.seed, dtype = o.dtype }
   if o.weights and o.weights ~= "" then build.load(model, (core.load(o.weights))) end -- not its metadata
+  model.view = view(o, extra or {}, device)
   return model:to(device)
 end
 
@@ -83,6 +100,7 @@ function build.enter(model, images)
     options.fail(1, "model-images", ("%s: images are %s[%s], expected %s[b,%d,%d,%d]"):format(
       model.kind, images:dtype(), table.concat(s, ","), o.dtype, o.channels, o.image, o.image))
   end
+  if model.view then images = images * model.view.scale + model.view.shift end
   return s[1], build.cast(images, model.activations)
 end
 

@@ -3,6 +3,9 @@ local cab = require "cab"
 local vanilla = cab.strategy { needs = {}, options = { smoothing = 0.0 } }
 
 function vanilla:loss(_, batch)
-  return cab.op.cross_entropy(batch.logits, batch.labels, batch.target, { smoothing = self.smoothing })
+  if batch.labels then return cab.op.cross_entropy(batch.logits, batch.labels, nil, { smoothing = self.smoothing }) end
+  local target, s = batch.target, self.smoothing
+  if s > 0 then target = cab.op.affine(target, 1 - s, s / target:size(2)) end -- as labels are smoothed, and then mixed
+  return cab.op.cross_entropy(batch.logits, nil, target)
 end
 return vanilla
