@@ -49,6 +49,22 @@ static int hash(lua_State *L) {
   return 1;
 }
 
+/* core.read_file(path, limit) -> bytes of a regular file; 65 (file-size) if it is longer */
+static int read_file(lua_State *L) {
+  const char *path = bind_check_path(L, 1);
+  int64_t limit = bind_check_int(L, 2);
+  CabFile *file = open_file(L, path);
+  if (file->size > (uint64_t)limit)
+    bind_raise(L, cab_fail_file(CAB_E_INPUT, "file-size", path, -1, "%llu bytes, at most %lld are read", (unsigned long long)file->size, (long long)limit));
+  void *bytes = lua_newuserdatauv(L, file->size, 0);
+  CabStatus status = cab_file_read(file, bytes, file->size, 0);
+  if (!status) status = cab_file_unchanged(file);
+  if (status) bind_raise(L, status);
+  lua_pushlstring(L, bytes, file->size);
+  cab_file_close(file), file->fd = -1;
+  return 1;
+}
+
 /* core.write_file(path, bytes): the old or the new file, never a part */
 static int write_file(lua_State *L) {
   size_t length;
@@ -100,7 +116,7 @@ static int lock_close(lua_State *L) {
 void bind_file(lua_State *L) {
   static const luaL_Reg meta[] = {{"__gc", lock_close}, {"__close", lock_close}, {NULL, NULL}};
   static const luaL_Reg functions[] = {
-      {"hash", hash}, {"write_file", write_file}, {"append_file", append_file}, {"lock", lock_new}, {NULL, NULL}};
+      {"hash", hash}, {"read_file", read_file}, {"write_file", write_file}, {"append_file", append_file}, {"lock", lock_new}, {NULL, NULL}};
   if (luaL_newmetatable(L, BIND_LOCK)) {
     luaL_setfuncs(L, meta, 0);
     lua_createtable(L, 0, 1);

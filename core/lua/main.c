@@ -186,12 +186,12 @@ static int report(lua_State *L, int failed) {
     fprintf(stderr, "cab: error[E%d]: %s\n", memory ? CAB_E_MEMORY : CAB_E_LUA, lua_isstring(L, -1) ? lua_tostring(L, -1) : "?");
     return memory ? CAB_E_MEMORY : CAB_E_LUA;
   }
-  const char *names[] = {"id", "where", "message", "traceback"}, *field[4];
+  const char *names[] = {"id", "where", "message", "detail", "traceback"}, *field[5];
   lua_pushliteral(L, "code");
   lua_rawget(L, -2);
   int code = lua_isinteger(L, -1) ? (int)lua_tointeger(L, -1) : CAB_E_LUA;
   lua_pop(L, 1);
-  for (int i = 0; i < 4; i++) {
+  for (int i = 0; i < 5; i++) {
     lua_pushstring(L, names[i]);
     lua_rawget(L, -2 - i);
     field[i] = lua_type(L, -1) == LUA_TSTRING ? lua_tostring(L, -1) : "";
@@ -200,7 +200,8 @@ static int report(lua_State *L, int failed) {
   bool script = (code == CAB_E_LUA || code == CAB_E_BUG) && field[1][0];
   fprintf(stderr, "cab: error[E%d%s%s]: %s%s%s\n", code, field[0][0] ? "-" : "", field[0], script ? field[1] : "",
           script ? ": " : "", field[2][0] ? field[2] : "error object without a message");
-  if (field[3][0]) fprintf(stderr, "%s\n", field[3]);
+  for (int i = 3; i < 5; i++)
+    if (field[i][0]) fprintf(stderr, "%s\n", field[i]);
   return code;
 }
 

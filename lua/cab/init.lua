@@ -7,17 +7,21 @@ local modules = {
   nn = "cab.nn", models = "cab.models", data = "cab.data", recipe = "cab.recipe", strategy = "cab.strategy", schedule = "cab.schedule",
   train = "cab.train", eval = "cab.eval", report = "cab.report", cli = "cab.cli", repl = "cab.repl",
   taps = "cab.taps", pairs = "cab.pairs", options = "cab.options", gradcheck = "cab.gradcheck",
-  audit = "cab.audit", job = "cab.job", compare = "cab.compare",
+  audit = "cab.audit", weights = "cab.weights", names = "cab.names", job = "cab.job", compare = "cab.compare",
 }
 
 local cab = {
   op = core.ops, core = core, scope = core.scope, no_grad = core.no_grad, custom = core.custom,
-  load = core.load, save = core.save, inspect = core.inspect, memory = core.memory, doctor = core.doctor,
+  save = core.save, memory = core.memory, doctor = core.doctor,
   devices = core.devices, sync = core.sync,
 }
 for _, name in ipairs { "tensor", "zeros", "ones", "full", "empty", "arange", "uniform", "normal", "trunc_normal", "concat" } do
   cab[name] = core[name]
 end
+
+--- Tensors and metadata of a weight file of any format: cab.weights.read.
+function cab.load(path, key) return require "cab.weights".read(path, key) end
+function cab.inspect(path, key) return require "cab.weights".inspect(path, key) end
 
 -- A table whose fields are files of lua/cab/FOLDER: cab.strategies.soft.
 local function folder(what, prefix, names)

@@ -127,25 +127,13 @@ function Module:compare(tensors, prefix)
   return d
 end
 
-local function summary(what, list)
-  if #list == 0 then return nil end
-  return ("%d %s (%s%s)"):format(#list, what, table.concat(list, ", ", 1, math.min(#list, 4)), #list > 4 and ", ..." or "")
-end
-
 --- Copies `tensors` (those whose names start with `prefix`) in; all or nothing. The error has the lists
 --- missing, unexpected and mismatched.
 ---@param tensors table<string, cab.Tensor>
 ---@param prefix? string
 function Module:load(tensors, prefix)
   local d = self:compare(tensors, prefix)
-  local parts = {}
-  for _, key in ipairs { "missing", "unexpected", "mismatched" } do parts[#parts + 1] = summary(key, d[key]) end
-  if #parts > 0 then
-    local ok, e = pcall(options.fail, 65, "weights-mismatch", "weights do not fit the model: " .. table.concat(parts, "; "))
-    assert(not ok)
-    for key, list in pairs(d) do e[key] = list end
-    error(e, 0)
-  end
+  if #d.missing + #d.unexpected + #d.mismatched > 0 then require "cab.weights".refuse(d) end
   core.no_grad(function()
     for _, p in ipairs(self:parameters(prefix)) do p.tensor:copy(tensors[p.name]) end
   end)

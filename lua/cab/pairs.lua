@@ -61,8 +61,10 @@ function M.layers(map, L, T)
   return maps[name](L, T, o)
 end
 
--- x with the class token of position 1 along `dim` moved to `position` (a list for several class tokens).
-local function place(x, dim, positions, tokens)
+-- x with the class token of position 1 along `dim` moved to `position` (a list for several class tokens). The token after it
+-- of a distilled teacher has no counterpart in a student: it is left out.
+local function place(x, dim, positions, tokens, distilled)
+  if distilled then x = core.concat({ x:slice(dim, 1, 1), x:slice(dim, 3, x:size(dim)) }, dim) end
   local n = x:size(dim)
   if n + #positions - 1 ~= tokens then
     options.fail(1, "pairs-tokens", ("pairs: the teacher has %d tokens, the student %d: use the same grid"):format(n, tokens))
@@ -99,7 +101,7 @@ function Teacher.__index(t, name)
   if name == "logits" then return list end
   return t.owner:memo(name .. t.layer, function()
     local x = list[t.layer]
-    for _, dim in ipairs(TOKEN_DIMS[name]) do x = place(x, dim, t.owner.class_positions, t.owner.tokens) end
+    for _, dim in ipairs(TOKEN_DIMS[name]) do x = place(x, dim, t.owner.class_positions, t.owner.tokens, t.owner.distilled) end
     return x
   end)
 end
@@ -154,7 +156,7 @@ end
 function M.new(o)
   local student, teacher = o.student, o.teacher
   local p = setmetatable({
-    directional = student.taps.directional, class_positions = student.class_positions, tokens = student.tokens,
+    directional = student.taps.directional, class_positions = student.class_positions, tokens = student.tokens, distilled = teacher.distilled,
     state = student.state_size, width = student.width, dim = teacher.width, heads = teacher.heads, stats = {}, layers = 0,
     map = M.layers(o.map, student.depth, teacher.depth), now = nil,
   }, Pairs)

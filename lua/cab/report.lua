@@ -72,7 +72,10 @@ function M.teacher_maps(teacher, images, layer)
     local _, taps = teacher:forward(images, { attention = true })
     local rows = core.ops.mean(taps.attention[layer], { dim = 2 }):totable() -- [b,l,l]
     local out = {}
-    for i, map in ipairs(rows) do out[i] = grid(map[1], 1, teacher.side) end
+    for i, map in ipairs(rows) do
+      if teacher.distilled then table.remove(map[1], 2) end -- the second token is no patch
+      out[i] = grid(map[1], 1, teacher.side)
+    end
     return out
   end)
 end

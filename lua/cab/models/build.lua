@@ -16,6 +16,9 @@ function build.schema(sizes, more)
     classes = { "integer", min = 1 }, dim = { "integer", min = 1 }, depth = { "integer", min = 1 },
     mean = { "number|table" }, std = { "number|table" }, -- of its own pixels, in 0..1; default: as the data gives them
     seed = { "integer", min = 0 }, dtype = { "string", one_of = { "f32", "f64" } }, weights = { "string" },
+    key = { "string" },   -- the state dict of a PyTorch file that holds several
+    refit = { "string" }, -- what of the weights may be changed to fit: "head", "channels"
+    resize = { "string", default = "bicubic", one_of = { "bicubic", "antialias" } }, -- of position embeddings
   }
   for k, v in pairs(more) do schema[k] = v end
   return schema
@@ -78,10 +81,15 @@ function build.model(M, given, extra)
   end
   if precision == "bf16" and device == "cpu" then options.fail(2, "precision", M.kind .. ": the CPU has no bf16 arithmetic") end
   local o = build.resolve(M, given, sized)
+  local file, tensors = require "cab.weights", nil
+  if o.weights and o.weights ~= "" then
+    tensors = file.of(M.kind, o)
+    file.fit(M.kind, o, given, sized, tensors)
+  end
   local model = M.new(o)
   model.kind, model.options, model.dtype, model.activations = M.kind, o, o.dtype, precision == "bf16" and "bf16" or o.dtype
   model:init { seed = o.seed, dtype = o.dtype }
-  if o.weights and o.weights ~= "" then build.load(model, (core.load(o.weights))) end -- not its metadata
+  if tensors then build.load(model, file.refit(model, tensors)) end
   model.view = view(o, extra or {}, device)
   return model:to(device)
 end
@@ -125,26 +133,26 @@ end
 --- Patches on one side.
 function build.side(o) return (o.image - o.patch) // (o.stride or o.patch) + 1 end
 
--- Cubic convolution kernel with a = -0.75, as the frameworks' bicubic resize.
-local function cubic(x)
-  local a = -0.75
+-- Cubic convolution kernel (Keys 1981): a = -0.75 in PyTorch's bicubic resize, -0.5 in its antialiased one.
+local function cubic(x, a)
   x = math.abs(x)
   if x <= 1 then return ((a + 2) * x - (a + 3)) * x * x + 1 end
   if x < 2 then return ((a * x - 5 * a) * x + 8 * a) * x - 4 * a end
   return 0
 end
 
--- Weights [to, from] of a one-dimensional bicubic resize, half-pixel centres, clamped at the border.
-local function resize_weights(from, to, dtype)
-  local rows = {}
+-- Weights [to, from] of a one-dimensional bicubic resize, half-pixel centres. Plain: four neighbours, clamped at the border.
+-- Antialiased: the kernel is as wide as a step where the grid shrinks, cut at the border, with a sum of 1.
+local function resize_weights(from, to, dtype, antialias)
+  local rows, scale = {}, antialias and math.max(from / to, 1) or 1
   for i = 1, to do
-    local row, centre = {}, (i - 0.5) * from / to - 0.5
+    local row, centre, sum = {}, (i - 0.5) * from / to - 0.5, 0
     for j = 1, from do row[j] = 0.0 end
-    local base = math.floor(centre)
-    for j = base - 1, base + 2 do
-      local at = math.min(math.max(j, 0), from - 1) + 1
-      row[at] = row[at] + cubic(centre - j)
+    for j = math.floor(centre - 2 * scale), math.ceil(centre + 2 * scale) do
+      local at, w = math.min(math.max(j, 0), from - 1), cubic((centre - j) / scale, antialias and -0.5 or -0.75)
+      if not antialias or at == j then row[at + 1], sum = row[at + 1] + w, sum + w end
     end
+    for j = 1, from do row[j] = row[j] / (antialias and sum or 1) end
     rows[i] = row
   end
   return core.tensor(rows, dtype)
@@ -152,7 +160,7 @@ end
 
 --- pos [1, s*s + n, D] of an s x s grid -> [1, side*side + n, D]: grid rows resized, the n class rows kept and moved from
 --- their old to their new places. place_class(patches) -> list of places, 1-based.
-function build.resize_positions(pos, side, place_class)
+function build.resize_positions(pos, side, place_class, antialias)
   local total, D = pos:size(2), pos:size(3)
   local places = place_class(side * side)
   local old = math.tointeger((total - #places) ^ 0.5)
@@ -167,7 +175,7 @@ function build.resize_positions(pos, side, place_class)
     if start <= total then parts[#parts + 1] = pos:slice(2, start, total) end
     return #parts == 1 and parts[1] or core.concat(parts, 2)
   end
-  local w = resize_weights(old, side, pos:dtype())
+  local w = resize_weights(old, side, pos:dtype(), antialias)
   local op = core.ops
   local grid = op.matmul(w, without(from):reshape(old, old * D))                 -- [side, old*D]
   grid = grid:reshape(side, old, D):permute(2, 1, 3):reshape(old, side * D)
@@ -190,7 +198,7 @@ function build.load(model, tensors, prefix)
   if pos and pos:rank() == 3 and pos:size(2) ~= model.tokens then
     local copy = {}
     for k, v in pairs(tensors) do copy[k] = v end
-    copy[name] = core.no_grad(build.resize_positions, pos, model.side, model.place_class)
+    copy[name] = core.no_grad(build.resize_positions, pos, model.side, model.place_class, model.options.resize == "antialias")
     tensors = copy
   end
   return model:load(tensors, prefix)

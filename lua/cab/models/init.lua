@@ -15,7 +15,7 @@ function M.build(spec, extra)
 end
 
 --- Weights into a model: position embeddings of another grid are resized bicubically.
-M.load = build.load
+M.load, M.resize_positions = build.load, build.resize_positions
 
 return setmetatable(M, {
   __index = function(_, name) return kinds[name] or options.unknown("model", name, options.names(kinds)) end,

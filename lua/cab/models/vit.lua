@@ -1,4 +1,5 @@
---- ViT / DeiT: pre-norm transformer, class token first, exact GELU; parameter names of timm.
+--- ViT / DeiT: pre-norm transformer, class token first, exact GELU; parameter names of timm. Distilled: a second token after
+--- it with a head of its own, the logits are the mean of both heads.
 --- Source: arXiv:2010.11929, arXiv:2012.12877.
 local core = require "cab.core"
 local nn = require "cab.nn"
@@ -13,7 +14,8 @@ local SIZES = {
 }
 local M = {
   kind = "vit", sizes = SIZES,
-  options = build.schema(SIZES, { heads = { "integer", min = 1 }, ratio = { "integer", default = 4, min = 1 } }),
+  options = build.schema(SIZES, { heads = { "integer", min = 1 }, ratio = { "integer", default = 4, min = 1 },
+    distilled = { "boolean", default = false } }),
 }
 local TAPS = taps.declare { "q", "k", "v", "attention", "hidden", "logits" }
 
@@ -48,7 +50,9 @@ function ViT:forward(images, wanted)
   local D, dtype = self.width, self.activations
   local b, pixels = build.enter(self, images)
   local x = op.patch_embed(pixels, self.patch_embed.proj.weight, self.patch_embed.proj.bias)
-  x = core.concat({ build.cast(self.cls_token, dtype):expand { b, 1, D }, x }, 2) + build.cast(self.pos_embed, dtype)
+  local class = build.cast(self.cls_token, dtype):expand { b, 1, D }
+  local parts = self.distilled and { class, build.cast(self.dist_token, dtype):expand { b, 1, D }, x } or { class, x }
+  x = core.concat(parts, 2) + build.cast(self.pos_embed, dtype)
   local residual, y -- x: the last branch's output, not yet added to the residual stream
   for i = 1, self.depth do
     local scope <close> = core.scope()
@@ -65,7 +69,9 @@ function ViT:forward(images, wanted)
   end
   y, residual = self.norm(x, residual)
   put("hidden", self.depth, residual)
-  local logits = build.cast(self.head(y:slice(2, 1, 1):reshape(b, D)), self.dtype)
+  local logits = self.head(y:slice(2, 1, 1):reshape(b, D))
+  if self.distilled then logits = (logits + self.head_dist(y:slice(2, 2, 2):reshape(b, D))) / 2 end
+  logits = build.cast(logits, self.dtype)
   put("logits", nil, logits)
   return logits, out
 end
@@ -79,11 +85,12 @@ function M.new(o)
   local m = nn.module("vit", ViT)
   m.taps, m.depth, m.heads, m.width, m.directions = TAPS, o.depth, o.heads, D, { "" }
   m.side = build.side(o)
-  m.tokens = m.side * m.side + 1
-  m.place_class = function() return { 1 } end
-  m.class_positions = { 1 }
+  m.distilled, m.class_positions = o.distilled, o.distilled and { 1, 2 } or { 1 }
+  m.tokens = m.side * m.side + #m.class_positions
+  m.place_class = function() return m.class_positions end
   local fan = o.channels * o.patch * o.patch
   m.cls_token = nn.param({ 1, 1, D }, nn.trunc_normal(0.02), false)
+  if o.distilled then m.dist_token = nn.param({ 1, 1, D }, nn.trunc_normal(0.02), false) end
   m.pos_embed = nn.param({ 1, m.tokens, D }, nn.trunc_normal(0.02), false)
   local proj = plain("patch", {
     { "weight", nn.param({ D, o.channels, o.patch, o.patch }, nn.lecun(fan)) },
@@ -93,6 +100,7 @@ function M.new(o)
   m.blocks = nn.list(o.depth, function() return block(D, o.ratio) end)
   m.norm = nn.layer_norm(D)
   m.head = linear(D, o.classes)
+  if o.distilled then m.head_dist = linear(D, o.classes) end
   return m
 end
 
