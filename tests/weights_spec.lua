@@ -75,14 +75,14 @@ describe("published weights", function()
 
   it("of GPT-2 lack the prefix and the tied head; minGPT's matrices are transposed", function()
     local t = cab.load(FOLDER .. "hf_gpt2/model.safetensors")
-    local bare, with = {}, nil
+    local bare = {}
     for name, x in pairs(t) do bare[name:gsub("^transformer%.", "")] = x end
     bare["lm_head.weight"], bare["h.0.attn.bias"] = nil, core.zeros { 1, 1, 8, 8 }
     assert.equal("hf_gpt2", cab.names.detect(bare).name)
     local normal, dropped = cab.names.normal(bare, cab.names.layout "hf_gpt2")
     assert.same({ "h.0.attn.bias" }, dropped)
     assert.same(t["transformer.wte.weight"]:totable(), normal["lm_head.weight"]:totable())
-    with = cab.names.published(normal, cab.names.layout "mingpt")
+    local with = cab.names.published(normal, cab.names.layout "mingpt")
     assert.same({ 24, 8 }, with["transformer.h.0.attn.c_attn.weight"]:shape())
     assert.equal("mingpt", cab.names.detect(with).name)
   end)
@@ -178,11 +178,9 @@ describe("weights of a model", function()
     local _, s = student:forward(images, { B = true })
     local _, t = teacher:forward(images, { k = true })
     pairing:step(s, t)
-    local last
     for _, _, of_teacher in pairing:each() do
       local rows = of_teacher.k:totable()
-      local k = t.k[last and 2 or 1]
-      last = of_teacher
+      local k = t.k[of_teacher.layer]
       assert.same(k:slice(2, 1, 1):totable(), { { rows[1][3] }, { rows[2][3] } }) -- the class token, now in the middle
       assert.same(k:slice(2, 3, 3):totable(), { { rows[1][1] }, { rows[2][1] } }) -- the first patch
     end
