@@ -15,7 +15,7 @@ MODULES  := base tensor ops io data lua
 CPPFLAGS += $(MODULES:%=-Icore/%) -Ikernels -I/usr/include/lua5.4 -D_GNU_SOURCE
 OPT      ?= -O2 -g
 KOPT     ?= -O3 -g
-CFLAGS   := $(OPT) -std=gnu11 -Wall -Wextra -Wno-format-truncation -fopenmp -fPIE -fstack-protector-strong $(SANITIZE)
+CFLAGS   := $(OPT) -std=gnu11 -Wall -Wextra -Wno-format-truncation -Wno-missing-field-initializers -fopenmp -fPIE -fstack-protector-strong $(SANITIZE)
 LDLIBS   := -llua5.4 -lopenblas -lpng -ljpeg -lz -ljansson -lxxhash -ldl -lpthread -lm
 KFLAGS   := $(KOPT) -std=gnu11 -Wall -Wextra -fopenmp -fPIE -fno-math-errno -fno-trapping-math -Icore/base -Ikernels $(SANITIZE)
 MARCH_v4 := -march=x86-64-v4 -mprefer-vector-width=512

@@ -172,10 +172,10 @@ template <class T> static void run_tap(CabStream *s, const BridgeShape &b, const
   const int64_t count = (vector ? compare_by<T, 4> : compare_by<T, 1>)(s, b, t, p, errors, gradient ? sums : NULL);
   finish<<<1, THREADS, 0, s->stream>>>(count, errors, rows ? (double)rows * (double)D : 1.0, i, mse, y);
   if (!gradient) return;
-  linear_backward_cuda[TYPE](s, rows, D, H, p, h, H, t.w2, dh, t.gw2, NULL);
+  linear_backward_cuda[TYPE](s, rows, D, H, p, h, H, t.w2, dh, false, t.gw2, NULL);
   if (t.gb2) column_sum_cuda[WIDE](s, chunks, D, sums, D, t.gb2);
   lift_rows<T, true>(s, b, t, dh);
-  linear_backward_cuda[TYPE](s, rows, H, b.N, dh, t.x, t.ldx, t.w1, t.gx, t.gw1, t.gb1);
+  linear_backward_cuda[TYPE](s, rows, H, b.N, dh, t.x, t.ldx, t.w1, t.gx, false, t.gw1, t.gb1);
 }
 
 /* False: not one of its sizes, nothing was launched. */

@@ -53,7 +53,7 @@ void K(conv1d_forward)(CabStream *stream, int64_t B, int64_t L, int64_t E, int64
 }
 
 /* One batch element; gw[W] is the bias gradient. gp of the last WMAX steps sits in a ring. */
-static void backward_rows(const Conv *c, const real *x, const real *gy, real *gx, int64_t gld,
+static void backward_rows(const Conv *c, const real *x, const real *gy, real *gx, int64_t gld, bool add_gx,
                           vec gw[WMAX + 1][TILES]) {
   vec ring[WMAX][TILES];
   for (int64_t i = 0; i < c->L + c->W - 1; i++)
@@ -73,7 +73,7 @@ static void backward_rows(const Conv *c, const real *x, const real *gy, real *gx
       ring[i % WMAX][k] = g;
       const int64_t done = i - (c->W - 1); /* the step whose last gp has just arrived */
       if (!gx || done < 0) continue;
-      vec sum = vec_set(0);
+      vec sum = add_gx ? vec_load_n(gx + token(c, done) * gld + at, m) : vec_set(0);
       for (int64_t j = 0; j < c->W; j++) sum += c->w[j][k] * ring[(i - j) % WMAX][k];
       vec_store_n(gx + token(c, done) * gld + at, sum, m);
     }
@@ -81,7 +81,7 @@ static void backward_rows(const Conv *c, const real *x, const real *gy, real *gx
 
 void K(conv1d_backward)(CabStream *stream, int64_t B, int64_t L, int64_t E, int64_t W, bool silu, bool reverse,
                         const real *x, int64_t ld, const real *weight, const real *bias, const real *gy, real *gx,
-                        int64_t gld, real *gweight, real *gbias, real *partial) {
+                        int64_t gld, bool add_gx, real *gweight, real *gbias, real *partial) {
   (void)stream;
 #pragma omp parallel if (B * L * E > PARALLEL)
   {
@@ -93,7 +93,7 @@ void K(conv1d_backward)(CabStream *stream, int64_t B, int64_t L, int64_t E, int6
         load_weights(&c, weight, bias);
         vec gw[WMAX + 1][TILES] = {0};
         for (int64_t b = block * B / CONV1D_BLOCKS; b < (block + 1) * B / CONV1D_BLOCKS; b++)
-          backward_rows(&c, x + b * L * ld + e0, gy + b * L * E + e0, gx ? gx + b * L * gld + e0 : NULL, gld, gw);
+          backward_rows(&c, x + b * L * ld + e0, gy + b * L * E + e0, gx ? gx + b * L * gld + e0 : NULL, gld, add_gx, gw);
         for (int64_t j = 0; j <= W; j++)
           memcpy(partial + (block * (W + 1) + j) * E + e0, gw[j], (size_t)c.n * sizeof(real));
       }

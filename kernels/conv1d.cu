@@ -193,7 +193,7 @@ static __device__ __forceinline__ void march(March<R, V, W> &m, int k, int skip,
 
 /* Steps i .. i+CHUNK-1 of a tile of `steps`; `left` steps have an x and a gradient, the others count as zeros. The
  * pointers are at step i: x and gy are read there, gx is written W-1 steps back. */
-template <bool OWN, class T, int V, int W>
+template <bool OWN, bool ADD, class T, int V, int W>
 static __device__ __forceinline__ void march_chunk(const Conv &c, March<Wide<T>, V, W> &m, int i, int steps, int left,
                                                    const T *x, int64_t dx, const T *gy, int64_t dgy, T *gx, int64_t dgx) {
   Wide<T> gys[CHUNK][V], sum[V];
@@ -206,7 +206,14 @@ static __device__ __forceinline__ void march_chunk(const Conv &c, March<Wide<T>,
   for (int k = 0; k < CHUNK; k++) {
     march<OWN>(m, k, W == 4 ? 0 : W - (int)c.W, c.silu, gys[k], sum);
     const int done = i + k - (W - 1);
-    if (gx && (unsigned)done < (unsigned)steps) store<T, V>(gx + (k - (W - 1)) * dgx, sum);
+    if (!gx || (unsigned)done >= (unsigned)steps) continue;
+    if (ADD) {
+      Wide<T> old[V];
+      load<T, V>(old, gx + (k - (W - 1)) * dgx);
+#pragma unroll
+      for (int v = 0; v < V; v++) sum[v] += old[v];
+    }
+    store<T, V>(gx + (k - (W - 1)) * dgx, sum);
   }
 #pragma unroll
   for (int k = 0; k < W - 1; k++)
@@ -214,9 +221,9 @@ static __device__ __forceinline__ void march_chunk(const Conv &c, March<Wide<T>,
     for (int v = 0; v < V; v++) m.xs[k][v] = m.xs[k + CHUNK][v], m.gp[k][v] = m.gp[k + CHUNK][v];
 }
 
-/* Block: LANES x BACKWARD_ROWS; grid: units / BACKWARD_ROWS x channel tiles. gx and partial may be NULL. Whole chunks make
+/* Block: LANES x BACKWARD_ROWS; grid: units / BACKWARD_ROWS x channel tiles. gx and partial may be NULL. ADD: to gx. Whole chunks make
  * a tile, so a step after its end in a chunk that starts inside is beyond the last token and adds zeros. */
-template <class T, int V, int W>
+template <class T, int V, int W, bool ADD>
 static __global__ void __launch_bounds__(LANES *BACKWARD_ROWS, sizeof(T) == 8 ? 3 : 4)
     conv_backward(Conv c, const T *x, const Wide<T> *weight, const Wide<T> *bias, const T *gy, T *gx, int64_t gld,
                   Wide<T> *partial) {
@@ -239,8 +246,8 @@ static __global__ void __launch_bounds__(LANES *BACKWARD_ROWS, sizeof(T) == 8 ? 
       zero(m.gp[k]); /* of the tile before: reaches no gx of this one */
     }
     for (int i = 0; i < steps + W - 1; i += CHUNK) {
-      if (i < steps) march_chunk<true>(c, m, i, steps, left, x, dx, gy, dgy, gx, dgx);
-      else march_chunk<false>(c, m, i, steps, left, x, dx, gy, dgy, gx, dgx);
+      if (i < steps) march_chunk<true, ADD>(c, m, i, steps, left, x, dx, gy, dgy, gx, dgx);
+      else march_chunk<false, ADD>(c, m, i, steps, left, x, dx, gy, dgy, gx, dgx);
       x += CHUNK * dx, gy += CHUNK * dgy;
       if (gx) gx += CHUNK * dgx;
     }
@@ -272,17 +279,17 @@ static __global__ void __launch_bounds__(LANES *SUM_ROWS)
 
 template <class T, int V, int W>
 static void run_backward(CabStream *s, const Conv &c, const void *x, const void *weight, const void *bias, const void *gy,
-                         void *gx, int64_t gld, void *partial) {
+                         void *gx, int64_t gld, bool add_gx, void *partial) {
   const dim3 grid(blocks_for(c.units, BACKWARD_ROWS), blocks_for(c.E, LANES * V)), block(LANES, BACKWARD_ROWS);
-  conv_backward<T, V, W><<<grid, block, 0, s->stream>>>(c, (const T *)x, (const Wide<T> *)weight, (const Wide<T> *)bias,
-                                                        (const T *)gy, (T *)gx, gld, (Wide<T> *)partial);
+  (add_gx && gx ? conv_backward<T, V, W, true> : conv_backward<T, V, W, false>)<<<grid, block, 0, s->stream>>>(
+      c, (const T *)x, (const Wide<T> *)weight, (const Wide<T> *)bias, (const T *)gy, (T *)gx, gld, (Wide<T> *)partial);
 }
 
 /* The caller's `partial`, sized for the CPU's few blocks, is left alone: here there is one partial sum per block. */
 template <class T>
 static void conv1d_backward(CabStream *s, int64_t B, int64_t L, int64_t E, int64_t W, bool silu, bool reverse, const void *x,
                             int64_t ld, const void *weight, const void *bias, const void *gy, void *gx, int64_t gld,
-                            void *gweight, void *gbias, void *) {
+                            bool add_gx, void *gweight, void *gbias, void *) {
   constexpr int V = Width<T>::value;
   if (E <= 0) return;
   const Conv c = conv_of(B, L, E, W, silu, reverse, ld, BACKWARD_TILE);
@@ -292,9 +299,9 @@ static void conv1d_backward(CabStream *s, int64_t B, int64_t L, int64_t E, int64
   const int64_t blocks = blocks_for(c.units, BACKWARD_ROWS);
   Scratch partial(s, parameters ? (size_t)(blocks * (W + 1) * E) * sizeof(Wide<T>) : 0);
   if (parameters && blocks && !partial.data) return;
-  void (*run)(CabStream *, const Conv &, const void *, const void *, const void *, const void *, void *, int64_t, void *) =
+  void (*run)(CabStream *, const Conv &, const void *, const void *, const void *, const void *, void *, int64_t, bool, void *) =
       vector ? W == 4 ? run_backward<T, V, 4> : run_backward<T, V / 2, 8> : W == 4 ? run_backward<T, 1, 4> : run_backward<T, 1, 8>;
-  if (blocks && (gx || parameters)) run(s, c, x, weight, bias, gy, gx, gld, partial.data);
+  if (blocks && (gx || parameters)) run(s, c, x, weight, bias, gy, gx, gld, add_gx, partial.data);
   if (parameters)
     sum_partials<<<blocks_for((W + 1) * E, LANES), dim3(LANES, SUM_ROWS), 0, s->stream>>>(
         blocks, E, W, (const Wide<T> *)partial.data, (Wide<T> *)gweight, (Wide<T> *)gbias);

@@ -6,9 +6,9 @@
 #include "kernel.h"
 TWIN(conv1d_forward, int64_t B, int64_t L, int64_t E, int64_t W, bool silu, bool reverse, const real *x, int64_t ld,
      const wide *weight, const wide *bias, real *y);
-/* bias, gx, gweight, gbias may be NULL. gx rows have stride gld. partial: scratch of CONV1D_BLOCKS * E * (W + 1). */
+/* bias, gx, gweight, gbias may be NULL. gx rows have stride gld; add_gx: they are added to. partial: scratch of CONV1D_BLOCKS * E * (W + 1). */
 #define CONV1D_BLOCKS 16
 TWIN(conv1d_backward, int64_t B, int64_t L, int64_t E, int64_t W, bool silu, bool reverse, const real *x, int64_t ld,
-     const wide *weight, const wide *bias, const real *gy, real *gx, int64_t gld, wide *gweight, wide *gbias,
+     const wide *weight, const wide *bias, const real *gy, real *gx, int64_t gld, bool add_gx, wide *gweight, wide *gbias,
      wide *partial);
 #endif

@@ -21,7 +21,7 @@ void K(gate_forward)(CabStream *stream, int64_t rows, int64_t n, double scale, c
 
 /* ga = scale silu(z) gy;  gz = scale (a + b) silu'(z) gy */
 void K(gate_backward)(CabStream *stream, int64_t rows, int64_t n, double scale, const real *a, const real *b,
-                      const real *z, int64_t ldz, const real *gy, real *ga, real *gz) {
+                      const real *z, int64_t ldz, const real *gy, real *ga, real *gz, int64_t ldgz) {
   (void)stream;
   const real s = (real)scale;
 #pragma omp parallel for schedule(static) if (rows * n > PARALLEL)
@@ -32,7 +32,7 @@ void K(gate_backward)(CabStream *stream, int64_t rows, int64_t n, double scale, 
       if (gz) {
         vec x = vec_load_n(a + at, m);
         if (b) x += vec_load_n(b + at, m);
-        vec_store_n(gz + at, g * x * vec_silu_slope(zz, sigmoid), m);
+        vec_store_n(gz + i * ldgz + j, g * x * vec_silu_slope(zz, sigmoid), m);
       }
       if (ga) vec_store_n(ga + at, g * zz * sigmoid, m);
     }

@@ -38,7 +38,7 @@ static __global__ void __launch_bounds__(LANES *ROWS)
 template <class T, int V>
 static __global__ void __launch_bounds__(LANES *ROWS)
     gate_gradients(int64_t rows, int64_t n, Wide<T> scale, const T *a, const T *b, const T *z, int64_t ldz, const T *gy, T *ga,
-             T *gz) {
+                   T *gz, int64_t ldgz) {
   const Walk at = walk<V>();
   if (at.j >= n) return;
   for (int64_t i = at.i; i < rows; i += at.step) {
@@ -57,7 +57,7 @@ static __global__ void __launch_bounds__(LANES *ROWS)
         if (b) x[v] += other[v];
         x[v] *= g[v] * silu_slope(gate[v], s[v]);
       }
-      store<T, V>(gz + k, x);
+      store<T, V>(gz + i * ldgz + at.j, x);
     }
     if (!ga) continue;
 #pragma unroll
@@ -88,15 +88,15 @@ static void gate_forward(CabStream *s, int64_t rows, int64_t n, double scale, co
 
 template <class T>
 static void gate_backward(CabStream *s, int64_t rows, int64_t n, double scale, const void *a, const void *b, const void *z,
-                          int64_t ldz, const void *gy, void *ga, void *gz) {
+                          int64_t ldz, const void *gy, void *ga, void *gz, int64_t ldgz) {
   constexpr int V = Width<T>::value;
   if (rows <= 0 || n <= 0 || (!ga && !gz)) return;
   const bool vector = n % V == 0 && packs<T, V>(a, n) && packs<T, V>(b, n) && packs<T, V>(z, ldz) && packs<T, V>(gy, n) &&
-                      packs<T, V>(ga, n) && packs<T, V>(gz, n);
-  void (*run)(int64_t, int64_t, Wide<T>, const T *, const T *, const T *, int64_t, const T *, T *, T *) =
+                      packs<T, V>(ga, n) && packs<T, V>(gz, ldgz);
+  void (*run)(int64_t, int64_t, Wide<T>, const T *, const T *, const T *, int64_t, const T *, T *, T *, int64_t) =
       vector ? gate_gradients<T, V> : gate_gradients<T, 1>;
   run<<<grid_of(s, rows, n, vector ? V : 1), dim3(LANES, ROWS), 0, s->stream>>>(
-      rows, n, (Wide<T>)scale, (const T *)a, (const T *)b, (const T *)z, ldz, (const T *)gy, (T *)ga, (T *)gz);
+      rows, n, (Wide<T>)scale, (const T *)a, (const T *)b, (const T *)z, ldz, (const T *)gy, (T *)ga, (T *)gz, ldgz);
 }
 
 EXPORT(gate_forward)

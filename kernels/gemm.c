@@ -119,8 +119,8 @@ void K(column_sum)(CabStream *stream, int64_t rows, int64_t n, const real *x, in
 }
 
 void K(linear_backward)(CabStream *stream, int64_t rows, int64_t outs, int64_t ins, const real *gy, const real *x, int64_t ldx,
-                        const real *w, real *gx, real *gw, real *gb) {
-  if (gx) K(gemm)(stream, false, false, rows, ins, outs, 1, gy, outs, w, ins, 0, gx, ins);
+                        const real *w, real *gx, bool add_gx, real *gw, real *gb) {
+  if (gx) K(gemm)(stream, false, false, rows, ins, outs, 1, gy, outs, w, ins, add_gx, gx, ins);
   if (gw) K(gemm)(stream, true, false, outs, ins, rows, 1, gy, outs, x, ldx, 0, gw, ins);
   if (gb) K(column_sum)(stream, rows, outs, gy, outs, gb);
 }

@@ -272,7 +272,8 @@ static void linear_forward(CabStream *s, int64_t rows, int64_t O, int64_t I, con
   if (rows <= 0 || O <= 0) return;
   if constexpr (sizeof(T) != sizeof(double)) {
     const Weight columns = {(const float *)w, 1, I};
-    if (small_product(s, rows, O, I, small_side(s, sizeof(T) == 4), (const T *)x, ldx, columns, (const float *)b, (T *)y)) return;
+    if (small_product(s, rows, O, I, small_side(s, sizeof(T) == 4), (const T *)x, ldx, columns, (const float *)b, (T *)y, false))
+      return;
   }
   Parameters<T> p(s, w, O * I, b, b ? O : 0);
   if (!p.ready()) return;
@@ -351,13 +352,14 @@ template <class T> static void column_sum(CabStream *s, int64_t rows, int64_t n,
 /* ---- gradients of the linear layer ---------------------------------------------------------- */
 
 template <class T>
-static void linear_input_gradient(CabStream *s, int64_t rows, int64_t O, int64_t I, const void *gy, const void *w, void *gx) {
+static void linear_input_gradient(CabStream *s, int64_t rows, int64_t O, int64_t I, const void *gy, const void *w, void *gx, bool add) {
   if constexpr (sizeof(T) != sizeof(double)) {
     const Weight rows_of_w = {(const float *)w, I, 1};
-    if (small_product(s, rows, I, O, small_side(s, sizeof(T) == 4), (const T *)gy, O, rows_of_w, NULL, (T *)gx)) return;
+    if (small_product(s, rows, I, O, small_side(s, sizeof(T) == 4), (const T *)gy, O, rows_of_w, NULL, (T *)gx, add))
+      return;
   }
   Parameters<T> p(s, w, O * I, NULL, 0);
-  if (p.ready()) products(s, problem_of<T, T>(s, false, false, rows, I, O, O, I, I), 1, (const T *)gy, p.w, 0, (T *)gx);
+  if (p.ready()) products(s, problem_of<T, T>(s, false, false, rows, I, O, O, I, I), 1, (const T *)gy, p.w, add, (T *)gx);
 }
 
 /* g[S,N] or, transposed, [N,S] = small^T wide over the rows, S small. False where something does not fit. */
@@ -371,9 +373,9 @@ static bool small_gradient(CabStream *s, int64_t rows, int S, int64_t N, const T
   Scratch partial(s, (size_t)(slabs * S * N) * sizeof(float));
   if (!partial.data) return true;
   const dim3 grid((unsigned)slabs, blocks_for(N, NARROW_LANES * C)), block(NARROW_LANES, OUTER_WARPS);
-  outer_sums<T, SP, C><<<grid, block, 0, s->stream>>>(rows, per_slab, S, N, small, ld_small, wide, ld_wide, transposed,
-                                                      (float *)partial.data);
-  sum_slabs(s, slabs, S * N, slabs, 1, (const float *)partial.data, S * N, g);
+  outer_sums<T, SP, C><<<grid, block, 0, s->stream>>>(rows, per_slab, S, N, small, ld_small, wide, ld_wide, (float *)partial.data);
+  outer_total<<<blocks_for(S * N, NARROW_LANES), dim3(NARROW_LANES, TOTAL_ROWS), 0, s->stream>>>(
+      slabs, S, N, (const float *)partial.data, transposed, g);
   return true;
 }
 
@@ -397,8 +399,8 @@ static void linear_weight_gradient(CabStream *s, int64_t rows, int64_t O, int64_
 
 template <class T>
 static void linear_backward(CabStream *s, int64_t rows, int64_t O, int64_t I, const void *gy, const void *x, int64_t ldx,
-                            const void *w, void *gx, void *gw, void *gb) {
-  if (gx) linear_input_gradient<T>(s, rows, O, I, gy, w, gx);
+                            const void *w, void *gx, bool add_gx, void *gw, void *gb) {
+  if (gx) linear_input_gradient<T>(s, rows, O, I, gy, w, gx, add_gx);
   if (gw) linear_weight_gradient(s, rows, O, I, (const T *)gy, (const T *)x, ldx, (Wide<T> *)gw);
   if (gb) column_sum<T>(s, rows, O, gy, O, gb);
 }

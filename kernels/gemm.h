@@ -10,9 +10,9 @@ TWIN(gemm_batched, bool trans_a, bool trans_b, int64_t m, int64_t n, int64_t k, 
      int64_t stride_c, int64_t batch);
 /* y[rows,outs] = x w^T + b; x has row stride ldx, w [outs,ins], b may be NULL. */
 TWIN(linear_forward, int64_t rows, int64_t outs, int64_t ins, const real *x, int64_t ldx, const wide *w, const wide *b, real *y);
-/* gx[rows,ins] = gy w;  gw = gy^T x;  gb = sum of the rows of gy. Any may be NULL. */
+/* gx[rows,ins] = gy w (add_gx: += ), gw = gy^T x;  gb = sum of the rows of gy. Any may be NULL. */
 TWIN(linear_backward, int64_t rows, int64_t outs, int64_t ins, const real *gy, const real *x, int64_t ldx, const wide *w, real *gx,
-     wide *gw, wide *gb);
+     bool add_gx, wide *gw, wide *gb);
 /* out[j] = sum_r x[r,j], x with row stride ld. Fixed order, whatever the number of threads. */
 TWIN(column_sum, int64_t rows, int64_t n, const real *x, int64_t ld, wide *out);
 #endif

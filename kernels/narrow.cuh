@@ -13,13 +13,13 @@ struct Weight {
   int64_t k_stride, n_stride;
 };
 
-/* ---- y[r,n] = b[n] + sum_{k<S} x[r,k] w(k,n) ------------------------------------------------- */
+/* ---- y[r,n] = b[n] + sum_{k<S} x[r,k] w(k,n); ADD: added to y ---------------------------------- */
 
 enum { SHORT_WARPS = 8, SHORT_ROWS = 64 };
 
 /* A thread keeps w of C columns in registers, S padded to KP with zeros; a row of x comes from shared memory, the same for
  * all lanes. Grid: row blocks x column tiles. */
-template <class T, int KP, int C>
+template <class T, int KP, int C, bool ADD>
 static __global__ void __launch_bounds__(NARROW_LANES *SHORT_WARPS, 2)
     short_product(int64_t rows, int64_t N, int S, const T *x, int64_t ldx, Weight w, const float *b, T *y) {
   constexpr int WIDTH = NARROW_LANES * C, THREADS = NARROW_LANES * SHORT_WARPS;
@@ -43,8 +43,9 @@ static __global__ void __launch_bounds__(NARROW_LANES *SHORT_WARPS, 2)
   for (int c = 0; c < C; c++) bias[c] = b ? b[n + c] : 0;
   for (int r = warp; r < SHORT_ROWS && row0 + r < rows; r += SHORT_WARPS) {
     float sum[C], xk[4];
+    if (ADD) load<T, C>(sum, y + (row0 + r) * N + n);
 #pragma unroll
-    for (int c = 0; c < C; c++) sum[c] = bias[c];
+    for (int c = 0; c < C; c++) sum[c] = ADD ? sum[c] + bias[c] : bias[c];
 #pragma unroll
     for (int k = 0; k < KP; k += 4) {
       load<float, 4>(xk, &xs[r][k]);
@@ -57,22 +58,33 @@ static __global__ void __launch_bounds__(NARROW_LANES *SHORT_WARPS, 2)
   }
 }
 
-/* ---- y[r,s] = b[s] + sum_{k<K} x[r,k] w(k,s), s < S ------------------------------------------ */
+/* ---- y[r,s] = b[s] + sum_{k<K} x[r,k] w(k,s), s < S; ADD: added to y --------------------------- */
 
 enum { DOT_WARPS = 4, DOT_ROWS = 32, DOT_CHUNK = 32, DOT_PITCH = DOT_CHUNK + 4 }; /* pitch: no bank twice in a load */
 
-/* A chunk of K for a warp: x's rows and w's columns, both along k. */
-template <class T, int SP>
-static __device__ __forceinline__ void load_chunk(int64_t rows, int64_t K, int S, const T *x, int64_t ldx, const Weight &w,
-                                                  int64_t k0, float (*xs)[DOT_PITCH], float (*ws)[DOT_PITCH]) {
-  const int lane = threadIdx.x, k4 = lane % 8 * 4;
+/* A warp's rows of x in a chunk of K: 4 elements of rows 4 q + lane / 8. */
+template <class T> struct XChunk {
+  float v[DOT_ROWS / 4][4];
+  __device__ __forceinline__ void fetch(int64_t rows, int64_t K, const T *x, int64_t ldx, int64_t k0) {
+    const int row = threadIdx.x / 8, k4 = threadIdx.x % 8 * 4;
 #pragma unroll
-  for (int q = 0; q < DOT_ROWS / 4; q++) {
-    const int r = q * 4 + lane / 8;
-    float v[4] = {};
-    if (r < rows && k0 + k4 < K) load<T, 4>(v, x + r * ldx + k0 + k4);
-    *(float4 *)&xs[r][k4] = make_float4(v[0], v[1], v[2], v[3]);
+    for (int q = 0; q < DOT_ROWS / 4; q++) {
+#pragma unroll
+      for (int i = 0; i < 4; i++) v[q][i] = 0;
+      if (4 * q + row < rows && k0 + k4 < K) load<T, 4>(v[q], x + (4 * q + row) * ldx + k0 + k4);
+    }
   }
+  __device__ __forceinline__ void put(float (*xs)[DOT_PITCH]) const {
+    const int row = threadIdx.x / 8, k4 = threadIdx.x % 8 * 4;
+#pragma unroll
+    for (int q = 0; q < DOT_ROWS / 4; q++) *(float4 *)&xs[4 * q + row][k4] = make_float4(v[q][0], v[q][1], v[q][2], v[q][3]);
+  }
+};
+
+/* w's columns of a chunk, along k. */
+template <int SP>
+static __device__ __forceinline__ void load_weights(int64_t K, int S, const Weight &w, int64_t k0, float (*ws)[DOT_PITCH]) {
+  const int lane = threadIdx.x, k4 = lane % 8 * 4;
   if (w.k_stride == 1) {
 #pragma unroll
     for (int q = 0; q < SP / 4; q++) {
@@ -91,8 +103,8 @@ static __device__ __forceinline__ void load_chunk(int64_t rows, int64_t K, int S
 }
 
 /* A block computes DOT_ROWS rows; its warps share the chunks of K and add their sums in order. A lane has 4 rows x SP / 4
- * columns: rows lane / 4 + 8 i, columns lane % 4 + 4 j. */
-template <class T, int SP>
+ * columns: rows lane / 4 + 8 i, columns lane % 4 + 4 j. The next chunk is on its way while one is multiplied. */
+template <class T, int SP, bool ADD>
 static __global__ void __launch_bounds__(NARROW_LANES *DOT_WARPS)
     narrow_product(int64_t rows, int64_t K, int S, const T *x, int64_t ldx, Weight w, const float *b, T *y) {
   constexpr int J = SP / 4;
@@ -102,8 +114,12 @@ static __global__ void __launch_bounds__(NARROW_LANES *DOT_WARPS)
   const int64_t row0 = (int64_t)blockIdx.x * DOT_ROWS;
   float(*xs)[DOT_PITCH] = pool[warp], (*ws)[DOT_PITCH] = pool[warp] + DOT_ROWS;
   float sum[4][J] = {};
+  XChunk<T> next;
+  next.fetch(rows - row0, K, x + row0 * ldx, ldx, warp * DOT_CHUNK);
   for (int64_t k0 = warp * DOT_CHUNK; k0 < K; k0 += DOT_WARPS * DOT_CHUNK) {
-    load_chunk<T, SP>(rows - row0, K, S, x + row0 * ldx, ldx, w, k0, xs, ws);
+    next.put(xs);
+    load_weights<SP>(K, S, w, k0, ws);
+    next.fetch(rows - row0, K, x + row0 * ldx, ldx, k0 + DOT_WARPS * DOT_CHUNK);
     __syncwarp();
 #pragma unroll 2 /* whole, it would not fit the instruction cache */
     for (int k = 0; k < DOT_CHUNK; k += 4) {
@@ -133,7 +149,7 @@ static __global__ void __launch_bounds__(NARROW_LANES *DOT_WARPS)
 #pragma unroll
   for (int j = 0; j < J; j++) {
     const int s = lane % 4 + 4 * j;
-    float total = b && s < S ? b[s] : 0;
+    float total = (b && s < S ? b[s] : 0) + (ADD && s < S ? wide_of(y[row * S + s]) : 0);
 #pragma unroll
     for (int other = 0; other < DOT_WARPS; other++) total += (&pool[other][0][0])[(warp * J + j) * NARROW_LANES + lane];
     if (s < S) y[row * S + s] = narrow<T>(total);
@@ -142,16 +158,16 @@ static __global__ void __launch_bounds__(NARROW_LANES *DOT_WARPS)
 
 /* ---- g[s,n] = sum_r small[r,s] wide[r,n], s < S ---------------------------------------------- */
 
-enum { OUTER_WARPS = 4, OUTER_TILE = 64, OUTER_AHEAD = 4 };
+enum { OUTER_WARPS = 4, OUTER_TILE = 64, OUTER_ROWS = OUTER_TILE / OUTER_WARPS /* of a warp in a tile */ };
 
-/* partial[slab] = the sum over a slab of rows, as [S,N] or, transposed, [N,S]. A thread keeps all S of C columns; rows of
+/* partial[slab] = the sum over a slab of rows, [S,N]. A thread keeps all S of C columns; rows of
  * `small` come from shared memory a tile at a time. The warps share the rows and add their sums in order. Grid: slabs x
  * column tiles. */
 template <class T, int SP, int C>
 static __global__ void __launch_bounds__(NARROW_LANES *OUTER_WARPS)
     outer_sums(int64_t rows, int64_t per_slab, int S, int64_t N, const T *small, int64_t ld_small, const T *wide,
-               int64_t ld_wide, bool transposed, float *partial) {
-  constexpr int THREADS = NARROW_LANES * OUTER_WARPS;
+               int64_t ld_wide, float *partial) {
+  constexpr int THREADS = NARROW_LANES * OUTER_WARPS, AHEAD = OUTER_ROWS / 2;
   __shared__ alignas(16) float xs[OUTER_TILE][SP], sums[OUTER_WARPS / 2][SP * C][NARROW_LANES];
   const int lane = threadIdx.x, warp = threadIdx.y, thread = warp * NARROW_LANES + lane;
   const int64_t first = (int64_t)blockIdx.x * per_slab, last = first + per_slab < rows ? first + per_slab : rows;
@@ -159,26 +175,31 @@ static __global__ void __launch_bounds__(NARROW_LANES *OUTER_WARPS)
   float sum[SP][C] = {};
   for (int64_t t = first; t < last; t += OUTER_TILE) {
     const int left = last - t < OUTER_TILE ? (int)(last - t) : OUTER_TILE;
+    float g[AHEAD][C], xk[4];
+    const auto fetch = [&](int a0) { /* before `small` is waited for: one trip to memory for both */
+#pragma unroll
+      for (int a = 0; a < AHEAD; a++) {
+        const int r = warp + (a0 + a) * OUTER_WARPS;
+#pragma unroll
+        for (int c = 0; c < C; c++) g[a][c] = 0;
+        if (r < left && n < N) load<T, C>(g[a], wide + (t + r) * ld_wide + n);
+      }
+    };
+    fetch(0);
     __syncthreads();
     for (int i = thread; i < OUTER_TILE * SP; i += THREADS) {
       const int r = i / SP, s = i % SP;
       xs[r][s] = r < left && s < S ? wide_of(small[(t + r) * ld_small + s]) : 0;
     }
     __syncthreads();
-    for (int r0 = warp; r0 < left; r0 += OUTER_WARPS * OUTER_AHEAD) {
-      float g[OUTER_AHEAD][C], xk[4];
+#pragma unroll 1
+    for (int a0 = 0; a0 < OUTER_ROWS; a0 += AHEAD) {
+      if (a0) fetch(a0);
 #pragma unroll
-      for (int a = 0; a < OUTER_AHEAD; a++) {
-        const int r = r0 + a * OUTER_WARPS;
-#pragma unroll
-        for (int c = 0; c < C; c++) g[a][c] = 0;
-        if (r < left && n < N) load<T, C>(g[a], wide + (t + r) * ld_wide + n);
-      }
-#pragma unroll
-      for (int a = 0; a < OUTER_AHEAD; a++)
+      for (int a = 0; a < AHEAD; a++)
 #pragma unroll
         for (int s = 0; s < SP; s += 4) {
-          load<float, 4>(xk, &xs[r0 + a * OUTER_WARPS][s]); /* below OUTER_TILE: r0's 16 rows are one of its quarters */
+          load<float, 4>(xk, &xs[warp + (a0 + a) * OUTER_WARPS][s]);
 #pragma unroll
           for (int q = 0; q < 4; q++)
 #pragma unroll
@@ -203,9 +224,28 @@ static __global__ void __launch_bounds__(NARROW_LANES *OUTER_WARPS)
 #pragma unroll
   for (int s = 0; s < SP; s++) {
     if (s >= S) break;
-#pragma unroll
-    for (int c = 0; c < C; c++) out[transposed ? (n + c) * S + s : s * N + n + c] = sum[s][c];
+    store<float, C>(out + s * N + n, sum[s]);
   }
+}
+
+enum { TOTAL_ROWS = 8 };
+
+/* g[S,N] or, transposed, [N,S] = the sum of the partial sums, every TOTAL_ROWS-th slab in one thread. */
+static __global__ void __launch_bounds__(NARROW_LANES *TOTAL_ROWS)
+    outer_total(int64_t slabs, int S, int64_t N, const float *partial, bool transposed, float *g) {
+  __shared__ float part[TOTAL_ROWS][NARROW_LANES];
+  const int row = threadIdx.y, lane = threadIdx.x;
+  const int64_t i = (int64_t)blockIdx.x * NARROW_LANES + lane, all = S * N;
+  float sum = 0;
+  if (i < all)
+#pragma unroll 4
+    for (int64_t k = row; k < slabs; k += TOTAL_ROWS) sum += partial[k * all + i];
+  part[row][lane] = sum;
+  __syncthreads();
+  if (row || i >= all) return;
+#pragma unroll
+  for (int r = 1; r < TOTAL_ROWS; r++) sum += part[r][lane];
+  g[transposed ? i % N * S + i / N : i] = sum;
 }
 
 /* ---- launches: false where a size or an address does not fit --------------------------------- */
@@ -213,24 +253,25 @@ static __global__ void __launch_bounds__(NARROW_LANES *OUTER_WARPS)
 enum { NARROW_ROWS = 256 }; /* fewer rows are left to cuBLAS */
 
 template <class T, int KP, int C>
-static bool run_short(CabStream *s, int64_t rows, int64_t N, int S, const T *x, int64_t ldx, Weight w, const float *b, T *y) {
+static bool run_short(CabStream *s, int64_t rows, int64_t N, int S, const T *x, int64_t ldx, Weight w, const float *b, T *y, bool add) {
   if (N % C || N < NARROW_LANES || !packs<T, C>(y, N)) return false;
   const dim3 grid(blocks_for(rows, SHORT_ROWS), blocks_for(N, NARROW_LANES * C)), block(NARROW_LANES, SHORT_WARPS);
-  short_product<T, KP, C><<<grid, block, 0, s->stream>>>(rows, N, S, x, ldx, w, b, y);
+  (add ? short_product<T, KP, C, true> : short_product<T, KP, C, false>)<<<grid, block, 0, s->stream>>>(rows, N, S, x, ldx, w, b, y);
   return true;
 }
 template <class T, int SP>
-static bool run_narrow(CabStream *s, int64_t rows, int64_t K, int S, const T *x, int64_t ldx, Weight w, const float *b, T *y) {
+static bool run_narrow(CabStream *s, int64_t rows, int64_t K, int S, const T *x, int64_t ldx, Weight w, const float *b, T *y, bool add) {
   if (K % 4 || !packs<T, 4>(x, ldx) || (w.k_stride == 1 && !packs<float, 4>(w.w, w.n_stride))) return false;
   const dim3 block(NARROW_LANES, DOT_WARPS);
-  narrow_product<T, SP><<<blocks_for(rows, DOT_ROWS), block, 0, s->stream>>>(rows, K, S, x, ldx, w, b, y);
+  (add ? narrow_product<T, SP, true> : narrow_product<T, SP, false>)<<<blocks_for(rows, DOT_ROWS), block, 0, s->stream>>>(
+      rows, K, S, x, ldx, w, b, y);
   return true;
 }
 
-/* y[rows,N] = x[rows,K] w + b for a small K or a small N, at most `most`. */
+/* y[rows,N] = x[rows,K] w + b for a small K or a small N, at most `most`; add: y += . */
 template <class T>
 static bool small_product(CabStream *s, int64_t rows, int64_t N, int64_t K, int most, const T *x, int64_t ldx, Weight w,
-                          const float *b, T *y) {
+                          const float *b, T *y, bool add) {
   if (rows < NARROW_ROWS || !N || !K) return false;
   auto *by_inner = K <= 8    ? run_short<T, 8, 4>
                    : K <= 12 ? run_short<T, 12, 4>
@@ -238,8 +279,8 @@ static bool small_product(CabStream *s, int64_t rows, int64_t N, int64_t K, int 
                    : K <= 32 ? run_short<T, 32, 2>
                              : run_short<T, 48, 2>;
   auto *by_width = N <= 16 ? run_narrow<T, 16> : N <= 32 ? run_narrow<T, 32> : run_narrow<T, 48>;
-  if (K <= most) return by_inner(s, rows, N, (int)K, x, ldx, w, b, y);
-  if (N <= most) return by_width(s, rows, K, (int)N, x, ldx, w, b, y);
+  if (K <= most) return by_inner(s, rows, N, (int)K, x, ldx, w, b, y, add);
+  if (N <= most) return by_width(s, rows, K, (int)N, x, ldx, w, b, y, add);
   return false;
 }
 #endif

@@ -2,6 +2,7 @@
  *
  * Per token and state one exponential and four multiplications or additions; per token and lane three vector loads from
  * shared memory and one store. The next chunk's tokens are fetched from memory while the states march. */
+#include "scan_pair.h"
 #include "selective_scan.cuh"
 
 namespace scan {
@@ -41,12 +42,25 @@ __device__ __forceinline__ void march(ForwardShared<W> &sh, const Part<W> &me, c
   }
 }
 
-/* entries: states at the entry of each segment, NULL: zero. ONE: there is one group of states; with more, `parked` has room
- * for their states [blocks, groups, 4, THREADS] while another group marches. h may be NULL. */
+/* One scan of a launch. entries: states at the entry of each segment, NULL: zero. parked: with several groups of states, room
+ * for [blocks, groups, 4, THREADS] while another group marches. h may be NULL. */
+template <class T> struct Forward {
+  Scan<T> scan;
+  const Wide<T> *entries;
+  Wide<T> *parked;
+  T *y;
+  Wide<T> *h;
+};
+
+/* Grid: blocks x scans. ONE: there is one group of states. */
 template <class T, bool ONE>
-static __global__ void __launch_bounds__(THREADS<Wide<T>>, 3)
-    forward_kernel(const Scan<T> p, const Wide<T> *entries, Wide<T> *parked, T *y, Wide<T> *h) {
+static __global__ void __launch_bounds__(THREADS<Wide<T>>, 3) forward_kernel(const __grid_constant__ Each<Forward<T>> each) {
   typedef Wide<T> W;
+  const Forward<T> &f = each.of[blockIdx.y];
+  const Scan<T> &p = f.scan;
+  const W *const entries = f.entries;
+  W *const parked = f.parked, *h = f.h;
+  T *const y = f.y;
   __shared__ ForwardShared<W> sh;
   const ScanShape &s = p.s;
   const Place at = place_of(p, blockIdx.x);
@@ -164,20 +178,38 @@ template <class T> static __global__ void narrow_kernel(int64_t count, const Wid
 
 } // namespace scan
 
+namespace scan {
+
+template <class T>
+static void forward(CabStream *stream, int count, const ScanShape *s, const ScanInputs *in, void *const *y, void *const *h) {
+  typedef Wide<T> W;
+  if (!s->B || !s->L || !s->E) return;
+  Each<Forward<T>> each = {};
+  Room room(stream);
+  for (int i = 0; i < count; i++) {
+    const Scan<T> p = plan<T>(stream, &s[i], in[i], 3, count);
+    const W *entries = find_entries<false>(stream, p, nullptr, room.get(entries_bytes(p)));
+    W *parked = (W *)room.get(p.groups > 1 ? (size_t)(blocks_of(p) * p.groups * 4 * THREADS<W>) * sizeof(W) : 0);
+    each.of[i] = Forward<T>{p, entries, parked, (T *)y[i], (W *)h[i]};
+  }
+  if (stream->failed) return;
+  const Scan<T> &p = each.of[0].scan;
+  auto kernel = p.groups == 1 ? forward_kernel<T, true> : forward_kernel<T, false>;
+  kernel<<<dim3((unsigned)blocks_of(p), count), THREADS<W>, 0, stream->stream>>>(each);
+}
+
+} // namespace scan
+
 template <class T>
 static void scan_forward(CabStream *stream, const ScanShape *s, const void *u, const void *dt, const void *A, const void *b,
                          const void *c, const void *D, const void *z, const void *bias, void *y, void *h) {
-  using namespace scan;
-  typedef Wide<T> W;
-  if (!s->B || !s->L || !s->E) return;
-  const Scan<T> p = plan<T>(stream, s, u, dt, A, b, c, D, z, bias, 3);
-  const int64_t blocks = blocks_of(p);
-  const Scratch entries(stream, entries_bytes(p));
-  const Scratch parked(stream, p.groups > 1 ? (size_t)(blocks * p.groups * 4 * THREADS<W>) * sizeof(W) : 0);
-  if (stream->failed) return;
-  const W *from = find_entries<false>(stream, p, nullptr, entries.data);
-  auto kernel = p.groups == 1 ? forward_kernel<T, true> : forward_kernel<T, false>;
-  kernel<<<(unsigned)blocks, THREADS<W>, 0, stream->stream>>>(p, from, (W *)parked.data, (T *)y, (W *)h);
+  const ScanInputs in = {u, dt, A, b, c, D, z, bias};
+  scan::forward<T>(stream, 1, s, &in, &y, &h);
+}
+
+template <class T>
+static void scan_pair_forward(CabStream *stream, const ScanShape *s, const ScanInputs *in, void *const *y, void *const *h) {
+  scan::forward<T>(stream, SCAN_PAIR, s, in, y, h);
 }
 
 template <class T>
@@ -191,11 +223,12 @@ static void scan_matrix(CabStream *stream, const ScanShape *s, const void *dt, c
   const Scratch sums(stream, exact ? 0 : (size_t)count * sizeof(W));
   if (stream->failed) return;
   W *to = exact ? (W *)m : (W *)sums.data;
-  const Scan<T> p = plan<T>(stream, s, nullptr, dt, A, b, c, nullptr, nullptr, bias, 1);
+  const Scan<T> p = plan<T>(stream, s, {nullptr, dt, A, b, c, nullptr, nullptr, bias}, 1, 1);
   cudaMemsetAsync(to, 0, (size_t)count * sizeof(W), stream->stream);
   matrix_kernel<T><<<blocks_for(s->B * s->L * 32, 128), 128, 0, stream->stream>>>(p, to);
   if (!exact) narrow_kernel<T><<<blocks_for(count, 256), 256, 0, stream->stream>>>(count, to, (T *)m);
 }
 
 EXPORT(scan_forward)
+EXPORT(scan_pair_forward)
 EXPORT(scan_matrix)

@@ -15,7 +15,7 @@
 #ifndef CAB_KERNELS_SELECTIVE_SCAN_CUH
 #define CAB_KERNELS_SELECTIVE_SCAN_CUH
 #include "cuda.cuh"
-#include "selective_scan.h"
+#include "scan_pair.h"
 
 namespace scan {
 
@@ -83,6 +83,9 @@ template <class T> struct Scan {
   int groups;                              /* of 16 states, at least 1 */
   int64_t step_e, step_n, step_b, step_c, step_z; /* elements to the next token in scan order, in rows of E, N, ... */
 };
+
+/* The scans of one launch, blockIdx.y says which. */
+template <class F> struct Each { F of[SCAN_PAIR]; };
 
 struct Place {
   int64_t b, tile;
@@ -301,21 +304,37 @@ static __global__ void entries_kernel(ScanShape s, int64_t segments, const W *A,
 
 /* ---- host ------------------------------------------------------------------------------------------------------ */
 
-/* per_processor: blocks of the scan proper that a multiprocessor holds. A segment repeats half the arithmetic of a scan, so
- * it takes a half empty device to make segments worth while; shorter ones than 8 chunks are not. */
+/* Scratch memory for the time of one launch. */
+struct Room {
+  CabStream *s;
+  int count = 0;
+  struct { void *data; size_t bytes; } block[4 * SCAN_PAIR];
+  explicit Room(CabStream *stream) : s(stream) {}
+  Room(const Room &) = delete;
+  ~Room() { while (count--) s->release(s->device, block[count].data, block[count].bytes); }
+  /* NULL for 0 bytes, or out of memory: then s->failed is set. */
+  void *get(size_t bytes) {
+    void *p = bytes ? s->allocate(s->device, bytes) : nullptr;
+    if (p) block[count++] = {p, bytes};
+    else if (bytes) s->failed = 1, s->failed_call = "scratch memory", s->failed_code = 0;
+    return p;
+  }
+};
+
+/* per_processor: blocks of the scan proper that a multiprocessor holds; scans: in the launch. A segment repeats half the
+ * arithmetic of a scan, so it takes a half empty device to make segments worth while; shorter ones than 8 chunks are not. */
 template <class T>
-static Scan<T> plan(const CabStream *stream, const ScanShape *s, const void *u, const void *dt, const void *A, const void *b,
-                    const void *c, const void *D, const void *z, const void *bias, int per_processor) {
+static Scan<T> plan(const CabStream *stream, const ScanShape *s, const ScanInputs &in, int per_processor, int scans) {
   typedef Wide<T> W;
   Scan<T> p = {};
   p.s = *s;
-  p.u = (const T *)u, p.dt = (const T *)dt, p.b = (const T *)b, p.c = (const T *)c, p.z = (const T *)z;
-  p.A = (const W *)A, p.D = (const W *)D, p.bias = (const W *)bias;
+  p.u = (const T *)in.u, p.dt = (const T *)in.dt, p.b = (const T *)in.b, p.c = (const T *)in.c, p.z = (const T *)in.z;
+  p.A = (const W *)in.A, p.D = (const W *)in.D, p.bias = (const W *)in.bias;
   p.tiles = (s->E + CHANNELS<W> - 1) / CHANNELS<W>;
   p.chunks = (int)((s->L + TOKENS - 1) / TOKENS);
   p.tail = (int)(s->L - (p.chunks - 1) * (int64_t)TOKENS);
   p.groups = s->N > GROUP ? (int)((s->N + GROUP - 1) / GROUP) : 1;
-  const int64_t sign = s->reverse ? -1 : 1, blocks = s->B * p.tiles;
+  const int64_t sign = s->reverse ? -1 : 1, blocks = s->B * p.tiles * scans;
   p.step_e = sign * s->E, p.step_n = sign * s->N;
   p.step_b = sign * s->ldb, p.step_c = sign * s->ldc, p.step_z = sign * s->ldz;
   int wanted = 1;
@@ -339,7 +358,7 @@ template <bool ADJOINT, class T>
 static const Wide<T> *find_entries(CabStream *s, const Scan<T> &p, const void *gy, void *scratch) {
   typedef Wide<T> W;
   const int64_t count = p.s.B * p.s.N * p.s.E;
-  if (p.segments == 1 || !count) return nullptr;
+  if (p.segments == 1 || !count || !scratch) return nullptr;
   W *ends = (W *)scratch, *entries = ends + count * p.segments, *sums = entries + count * p.segments;
   ends_kernel<T, ADJOINT><<<(unsigned)(blocks_of(p) * p.groups), THREADS<W>, 0, s->stream>>>(p, (const T *)gy, ends, sums);
   entries_kernel<W, ADJOINT><<<blocks_for(count, 256), 256, 0, s->stream>>>(p.s, p.segments, p.A, ends, sums, entries);

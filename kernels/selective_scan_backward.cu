@@ -1,7 +1,7 @@
 /* selective_scan_backward.cu - the gradients of the scan (layout: selective_scan.cuh).
  *
  * Chunks go from the last to the first. A chunk is replayed from its stored entry state, h_t of all its tokens staying in
- * registers; then the adjoint runs backwards, with g_t = gy_t silu(z_t):
+ * registers (where all its decays are 1 it needs neither: march_still); then the adjoint runs backwards, with g_t = gy_t silu(z_t):
  *   gh_t = g_t C_t + a_{t+1} gh_{t+1};  gC_t = g_t h_t;  gB_t = gh_t d_t u_t;  q_t = a_t gh_t h_{t-1};
  *   gA = sum_t q_t d_t;  gd_t = sum_n q_t A + u_t sum_n gh_t B_t;  gu_t = d_t sum_n gh_t B_t + D g_t.
  * a_t is computed again: a second exponential costs less than 64 more registers.
@@ -25,8 +25,9 @@ template <class W, bool GATE> struct BackwardShared {
   W rows[THREADS<W> / 32][TOKENS][2 * GROUP];              /* gB, gC summed over the channels of a warp */
 };
 
-/* What the kernel gets and gives besides Scan. */
+/* One scan of a launch. */
 template <class T> struct Adjoint {
+  Scan<T> scan;
   const Wide<T> *h, *entries; /* adjoint states at the entry of each segment; NULL: zero */
   const T *gy;
   T *gu, *gdt, *gz;
@@ -59,26 +60,43 @@ template <class W> __device__ __forceinline__ W sum_channels(const W (&b)[4], co
   return (high ? x2 : x0) + __shfl_xor_sync(all, high ? x0 : x2, 4);
 }
 
-/* 4 states through a chunk and back. h[0]: the states at its entry. later: sums of other states are there already. */
-template <bool MOVING, bool GATE, class W>
-__device__ __forceinline__ void march(BackwardShared<W, GATE> &sh, const Part<W> &me, bool later, const W (&rate)[4],
-                                      const W (&entry)[4], W (&carry)[4], W (&gA)[4]) {
-  const int odd = me.lane & 1, place = (me.lane & 2) * 8 + 4 * me.q + (me.lane & 4) / 2 + odd;
+/* What one token gives, but for the carry. before, h: the states that it finds and leaves; gh: their adjoint. */
+template <bool GATE, class W> struct Token {
+  BackwardShared<W, GATE> &sh;
+  const Part<W> &me;
+  const bool later; /* sums of other states are there already */
+  const int odd, place;
+  __device__ __forceinline__ Token(BackwardShared<W, GATE> &shared, const Part<W> &part, bool other)
+      : sh(shared), me(part), later(other), odd(part.lane & 1), place((part.lane & 2) * 8 + 4 * part.q + (part.lane & 4) / 2 + (part.lane & 1)) {}
+  __device__ __forceinline__ Slot<W> slot(int j) const { return sh.slot[j][me.channel]; }
+  __device__ __forceinline__ Four<W> b(int j) const { return sh.b[j][odd][me.q]; }
+  __device__ __forceinline__ Four<W> c(int j) const { return sh.c[j][odd][me.q]; }
+  __device__ __forceinline__ void put(int j, W gd, W gdu, W y, const W (&gb)[4], const W (&gc)[4]) const {
+    if (later) gd += sh.sums[j][me.q][me.channel].x, gdu += sh.sums[j][me.q][me.channel].y;
+    sh.sums[j][me.q][me.channel] = {gd, gdu};
+    if (GATE) sh.y[j][me.q][me.channel] = later ? y + sh.y[j][me.q][me.channel] : y;
+    sh.rows[me.warp][j][place] = sum_channels(gb, gc, me.lane);
+  }
+};
+
+/* 4 states through a chunk and back. entry: the states at its entry. */
+template <bool GATE, class W>
+__device__ __forceinline__ void march(const Token<GATE, W> &token, const W (&rate)[4], const W (&entry)[4], W (&carry)[4], W (&gA)[4]) {
   W h[TOKENS + 1][4];
 #pragma unroll
   for (int n = 0; n < 4; n++) h[0][n] = entry[n];
 #pragma unroll
   for (int j = 0; j < TOKENS; j++) {
-    const W d = sh.slot[j][me.channel].d, du = sh.slot[j][me.channel].du;
-    const Four<W> b = sh.b[j][odd][me.q];
+    const W d = token.slot(j).d, du = token.slot(j).du;
+    const Four<W> b = token.b(j);
 #pragma unroll
-    for (int n = 0; n < 4; n++) h[j + 1][n] = (MOVING ? power2(d * rate[n]) * h[j][n] : h[j][n]) + du * b.x[n];
+    for (int n = 0; n < 4; n++) h[j + 1][n] = power2(d * rate[n]) * h[j][n] + du * b.x[n];
   }
   asm volatile("" ::: "memory"); /* or the compiler keeps the exponentials, and spills */
 #pragma unroll
   for (int j = TOKENS - 1; j >= 0; j--) {
-    const Slot<W> x = sh.slot[j][me.channel];
-    const Four<W> b = sh.b[j][odd][me.q], c = sh.c[j][odd][me.q];
+    const Slot<W> x = token.slot(j);
+    const Four<W> b = token.b(j), c = token.c(j);
     W gd = 0, gdu = 0, y = 0, gb[4], gc[4];
 #pragma unroll
     for (int n = 0; n < 4; n++) {
@@ -87,15 +105,49 @@ __device__ __forceinline__ void march(BackwardShared<W, GATE> &sh, const Part<W>
       gb[n] = x.du * gh;
       gdu += gh * b.x[n];
       if (GATE) y += c.x[n] * h[j + 1][n];
-      carry[n] = MOVING ? gh * power2(x.d * rate[n]) : gh;
+      carry[n] = gh * power2(x.d * rate[n]);
       const W q = carry[n] * h[j][n];
       gd += q * rate[n];
       gA[n] += q * x.d;
     }
-    if (later) gd += sh.sums[j][me.q][me.channel].x, gdu += sh.sums[j][me.q][me.channel].y;
-    sh.sums[j][me.q][me.channel] = {gd, gdu};
-    if (GATE) sh.y[j][me.q][me.channel] = later ? y + sh.y[j][me.q][me.channel] : y;
-    sh.rows[me.warp][j][place] = sum_channels(gb, gc, me.lane);
+    token.put(j, gd, gdu, y, gb, gc);
+  }
+}
+
+/* The same where every decay of the chunk is 1. No states are kept: each token's share is taken out of those at the exit
+ * again. entry and no exit: it is found first. */
+template <bool GATE, class W>
+__device__ __forceinline__ void march_still(const Token<GATE, W> &token, const W (&rate)[4], bool exit_known, const W (&entry)[4],
+                                            const W (&exit)[4], W (&carry)[4], W (&gA)[4]) {
+  W h[4];
+#pragma unroll
+  for (int n = 0; n < 4; n++) h[n] = exit_known ? exit[n] : entry[n];
+  if (!exit_known)
+#pragma unroll 4
+    for (int j = 0; j < TOKENS; j++) {
+      const W du = token.slot(j).du;
+      const Four<W> b = token.b(j);
+#pragma unroll
+      for (int n = 0; n < 4; n++) h[n] += du * b.x[n];
+    }
+#pragma unroll 4
+  for (int j = TOKENS - 1; j >= 0; j--) {
+    const Slot<W> x = token.slot(j);
+    const Four<W> b = token.b(j), c = token.c(j);
+    W gd = 0, gdu = 0, y = 0, gb[4], gc[4];
+#pragma unroll
+    for (int n = 0; n < 4; n++) {
+      carry[n] += x.g * c.x[n];
+      gc[n] = x.g * h[n];
+      gb[n] = x.du * carry[n];
+      gdu += carry[n] * b.x[n];
+      if (GATE) y += c.x[n] * h[n];
+      h[n] -= x.du * b.x[n];
+      const W q = carry[n] * h[n];
+      gd += q * rate[n];
+      gA[n] += q * x.d;
+    }
+    token.put(j, gd, gdu, y, gb, gc);
   }
 }
 
@@ -121,12 +173,15 @@ __device__ __forceinline__ void add_warps(const BackwardShared<Wide<T>, GATE> &s
   }
 }
 
+/* Grid: blocks x scans. */
 template <class T, bool GATE, bool ONE>
 static __global__ void __launch_bounds__(THREADS<Wide<T>>, sizeof(Wide<T>) == 4 ? 2 : 1)
-    backward_kernel(const Scan<T> p, const Adjoint<T> a) {
+    backward_kernel(const __grid_constant__ Each<Adjoint<T>> each) {
   typedef Wide<T> W;
   extern __shared__ __align__(16) char memory[];
   BackwardShared<W, GATE> &sh = *reinterpret_cast<BackwardShared<W, GATE> *>(memory);
+  const Adjoint<T> &a = each.of[blockIdx.y];
+  const Scan<T> &p = a.scan;
   const ScanShape &s = p.s;
   const Place at = place_of(p, blockIdx.x);
   const Part<W> me;
@@ -141,7 +196,7 @@ static __global__ void __launch_bounds__(THREADS<Wide<T>>, sizeof(Wide<T>) == 4 
   Cursor rows(s, at.b, last, threadIdx.x / GROUP, p.step_n, (at.tile * 2 + pair / GROUP) * s.B * s.L * s.N + pair % GROUP);
   Feed<T, 2> feed_b(p.b, s, p.step_b, at.b, last), feed_c(p.c, s, p.step_c, at.b, last);
   RawAdjoint<T> raw[PASSES];
-  W rate[4], entry[4], carry[4], gA[4], gD = 0, gbias = 0;
+  W rate[4], entry[4], exit[4], carry[4], gA[4], gD = 0, gbias = 0; /* exit: of chunk k, unless it is the last of all */
   const int64_t states = e < s.E ? s.N - 4 * me.q : 0; /* from this lane's first on */
   const W *h = a.h + ((at.b * p.chunks + last) * s.N + 4 * me.q) * s.E + e;
   const W *entries = a.entries + (segment * s.N + 4 * me.q) * s.E + e;
@@ -149,6 +204,7 @@ static __global__ void __launch_bounds__(THREADS<Wide<T>>, sizeof(Wide<T>) == 4 
   fetch<GATE>(p, a.gy, tokens, gates, me.row, inside ? tokens_of(p, last) : 0, raw);
   if (ONE) {
     load_states(h, s.E, states, odd, entry);
+    load_states(h + s.N * s.E, s.E, last + 1 < p.chunks ? states : 0, odd, exit);
 #pragma unroll
     for (int n = 0; n < 4; n++) rate[n] = rate_at(p.A, 4 * me.q + (n ^ odd), e, s), carry[n] = gA[n] = 0;
     if (a.entries) load_states(entries, s.E, states, odd, carry);
@@ -182,6 +238,7 @@ static __global__ void __launch_bounds__(THREADS<Wide<T>>, sizeof(Wide<T>) == 4 
       feed_c.stage(count, n0, s.N, sh.c[0][0]);
       if (!ONE) {
         load_states(h + n0 * s.E, s.E, states - n0, odd, entry);
+        load_states(h + (s.N + n0) * s.E, s.E, k + 1 < p.chunks ? states - n0 : 0, odd, exit);
 #pragma unroll
         for (int n = 0; n < 4; n++) {
           rate[n] = rate_at(p.A, n0 + 4 * me.q + (n ^ odd), e, s);
@@ -192,8 +249,9 @@ static __global__ void __launch_bounds__(THREADS<Wide<T>>, sizeof(Wide<T>) == 4 
       }
       if (group) __syncthreads();
       else moving = __syncthreads_or(moving);
-      if (moving) march<true>(sh, me, group > 0, rate, entry, carry, gA);
-      else march<false>(sh, me, group > 0, rate, entry, carry, gA);
+      const Token<GATE, W> token(sh, me, group > 0);
+      if (moving) march(token, rate, entry, carry, gA);
+      else march_still(token, rate, k + 1 < p.chunks, entry, exit, carry, gA);
 #pragma unroll
       for (int n = 0; n < 4; n++) {
         if (!ONE) park[n * THREADS<W>] = carry[n], park[(n + 4) * THREADS<W>] = gA[n];
@@ -223,7 +281,10 @@ static __global__ void __launch_bounds__(THREADS<Wide<T>>, sizeof(Wide<T>) == 4 
       if (a.gu) a.gu[o] = narrow<T>(gdu * x.d + D * x.g);
       if (GATE && a.gz) a.gz[o] = narrow<T>(sh.slope_z[j][me.column] * y);
     });
-    if (ONE) load_states(h, s.E, k > at.first ? states : 0, odd, entry);
+    if (!ONE) continue;
+#pragma unroll
+    for (int n = 0; n < 4; n++) exit[n] = entry[n];
+    load_states(h, s.E, k > at.first ? states : 0, odd, entry);
   }
   if (!a.by_batch) return;
   __syncthreads();
@@ -255,7 +316,7 @@ static __global__ void __launch_bounds__(256)
   if (i < columns)
 #pragma unroll 8
     for (int64_t r = y; r < rows; r += SPLIT) sum += from[r * columns + i];
-  if (SPLIT > 1) {
+  if constexpr (SPLIT > 1) {
     part[y][x] = sum;
     __syncthreads();
     if (y) return;
@@ -269,17 +330,67 @@ static __global__ void __launch_bounds__(256)
   }
 }
 
-template <class T, bool GATE, bool ONE> static void launch(CabStream *s, const Scan<T> &p, const Adjoint<T> &a) {
+template <class T, bool GATE, bool ONE> static void launch(CabStream *s, int count, const Each<Adjoint<T>> &each) {
   typedef Wide<T> W;
   auto kernel = backward_kernel<T, GATE, ONE>;
   const int bytes = sizeof(BackwardShared<W, GATE>);
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
-  kernel<<<(unsigned)blocks_of(p), THREADS<W>, bytes, s->stream>>>(p, a);
+  kernel<<<dim3((unsigned)blocks_of(each.of[0].scan), count), THREADS<W>, bytes, s->stream>>>(each);
 }
 
 static void clear(CabStream *s, void *to, int64_t bytes) {
   if (to && bytes) cudaMemsetAsync(to, 0, (size_t)bytes, s->stream);
+}
+
+/* Sums of nothing. */
+template <class T> static void clear_sums(CabStream *stream, const ScanShape *s, const ScanGradients &to) {
+  typedef Wide<T> W;
+  const int64_t E = s->E * sizeof(W), rows = s->B * s->L * s->N * sizeof(T);
+  clear(stream, to.A, s->N * E), clear(stream, to.D, E), clear(stream, to.bias, E);
+  clear(stream, to.b, rows), clear(stream, to.c, rows);
+}
+
+template <class T>
+static Adjoint<T> prepare(CabStream *stream, Room &room, const Scan<T> &p, const void *h, const void *gy, const ScanGradients &to) {
+  typedef Wide<T> W;
+  const ScanShape &s = p.s;
+  const bool tiled = (to.b || to.c) && s.N, batched = to.A || to.D || to.bias;
+  W *by_tile = (W *)room.get(tiled ? (size_t)(p.tiles * 2 * s.B * s.L * s.N) * sizeof(W) : 0);
+  W *by_batch = (W *)room.get(batched ? (size_t)(s.B * p.segments * s.E * (s.N + 2)) * sizeof(W) : 0);
+  W *parked = (W *)room.get(p.groups > 1 ? (size_t)(blocks_of(p) * p.groups * 8 * THREADS<W>) * sizeof(W) : 0);
+  const W *entries = find_entries<true>(stream, p, gy, room.get(entries_bytes(p)));
+  if (!p.z) clear(stream, to.z, s.B * s.L * s.E * sizeof(T));
+  return {p, (const W *)h, entries, (const T *)gy, (T *)to.u, (T *)to.dt, (T *)to.z, by_tile, by_batch, parked};
+}
+
+template <class T> static void add_up(CabStream *stream, const Adjoint<T> &a, const ScanGradients &to) {
+  typedef Wide<T> W;
+  const ScanShape &s = a.scan.s;
+  const int64_t EN = s.E * s.N, BLN = s.B * s.L * s.N, columns = EN + 2 * s.E;
+  if (a.by_tile)
+    add_rows_kernel<T, 1><<<blocks_for(2 * BLN, 256), 256, 0, stream->stream>>>(
+        a.scan.tiles, 2 * BLN, a.by_tile, Outputs<T>{{(T *)to.b, (T *)to.c, nullptr}, {BLN, BLN, 0}});
+  if (a.by_batch)
+    add_rows_kernel<W, 8><<<blocks_for(columns, 32), 256, 0, stream->stream>>>(
+        s.B * a.scan.segments, columns, a.by_batch, Outputs<W>{{(W *)to.A, (W *)to.D, (W *)to.bias}, {EN, s.E, s.E}});
+}
+
+template <class T>
+static void backward(CabStream *stream, int count, const ScanShape *s, const ScanInputs *in, const void *const *h,
+                     const void *const *gy, const ScanGradients *to) {
+  if (!s->B || !s->L || !s->E) {
+    for (int i = 0; i < count; i++) clear_sums<T>(stream, &s[i], to[i]);
+    return;
+  }
+  Room room(stream);
+  Each<Adjoint<T>> each = {};
+  for (int i = 0; i < count; i++) each.of[i] = prepare<T>(stream, room, plan<T>(stream, &s[i], in[i], 2, count), h[i], gy[i], to[i]);
+  if (stream->failed) return;
+  const bool gate = in->z, one = each.of[0].scan.groups == 1;
+  if (one) gate ? launch<T, true, true>(stream, count, each) : launch<T, false, true>(stream, count, each);
+  else gate ? launch<T, true, false>(stream, count, each) : launch<T, false, false>(stream, count, each);
+  for (int i = 0; i < count; i++) add_up(stream, each.of[i], to[i]);
 }
 
 } // namespace scan
@@ -289,34 +400,16 @@ static void scan_backward(CabStream *stream, const ScanShape *s, const void *u, 
                           const void *c, const void *D, const void *z, const void *bias, const void *h, const void *gy,
                           void *gu, void *gdt, void *gA, void *gb, void *gc, void *gD, void *gz, void *gbias,
                           void * /* of the CPU */) {
-  using namespace scan;
-  typedef Wide<T> W;
-  const int64_t EN = s->E * s->N, BLN = s->B * s->L * s->N;
-  if (!s->B || !s->L || !s->E) { /* sums of nothing */
-    clear(stream, gA, EN * sizeof(W)), clear(stream, gD, s->E * sizeof(W)), clear(stream, gbias, s->E * sizeof(W));
-    clear(stream, gb, BLN * sizeof(T)), clear(stream, gc, BLN * sizeof(T));
-    return;
-  }
-  const Scan<T> p = plan<T>(stream, s, u, dt, A, b, c, D, z, bias, 2);
-  const bool tiled = (gb || gc) && BLN, batched = gA || gD || gbias;
-  const int64_t columns = EN + 2 * s->E, segments = s->B * p.segments;
-  const Scratch entries(stream, entries_bytes(p));
-  const Scratch by_tile(stream, tiled ? (size_t)(p.tiles * 2 * BLN) * sizeof(W) : 0);
-  const Scratch by_batch(stream, batched ? (size_t)(segments * columns) * sizeof(W) : 0);
-  const Scratch parked(stream, p.groups > 1 ? (size_t)(blocks_of(p) * p.groups * 8 * THREADS<W>) * sizeof(W) : 0);
-  if (stream->failed) return;
-  if (!z) clear(stream, gz, s->B * s->L * s->E * sizeof(T));
-  const W *from = find_entries<true>(stream, p, gy, entries.data);
-  const Adjoint<T> a = {(const W *)h, from, (const T *)gy, (T *)gu, (T *)gdt, (T *)gz,
-                        (W *)by_tile.data, (W *)by_batch.data, (W *)parked.data};
-  if (p.groups == 1) z ? launch<T, true, true>(stream, p, a) : launch<T, false, true>(stream, p, a);
-  else z ? launch<T, true, false>(stream, p, a) : launch<T, false, false>(stream, p, a);
-  if (tiled)
-    add_rows_kernel<T, 1><<<blocks_for(2 * BLN, 256), 256, 0, stream->stream>>>(
-        p.tiles, 2 * BLN, (const W *)by_tile.data, Outputs<T>{{(T *)gb, (T *)gc, nullptr}, {BLN, BLN, 0}});
-  if (batched)
-    add_rows_kernel<W, 8><<<blocks_for(columns, 32), 256, 0, stream->stream>>>(
-        segments, columns, (const W *)by_batch.data, Outputs<W>{{(W *)gA, (W *)gD, (W *)gbias}, {EN, s->E, s->E}});
+  const ScanInputs in = {u, dt, A, b, c, D, z, bias};
+  const ScanGradients to = {gu, gdt, gA, gb, gc, gD, gz, gbias};
+  scan::backward<T>(stream, 1, s, &in, &h, &gy, &to);
+}
+
+template <class T>
+static void scan_pair_backward(CabStream *stream, const ScanShape *s, const ScanInputs *in, const void *const *h,
+                               const void *const *gy, const ScanGradients *to, void *) {
+  scan::backward<T>(stream, SCAN_PAIR, s, in, h, gy, to);
 }
 
 EXPORT(scan_backward)
+EXPORT(scan_pair_backward)

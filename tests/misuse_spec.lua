@@ -22,7 +22,7 @@ local function closed()
 end
 
 local required = { -- arguments that may be absent are not tested with nil
-  b = true, D = true, z = true, bias = true, residual = true, mean = true, deviation = true, labels = true, target = true,
+  b = true, D = true, D_b = true, z = true, bias = true, bias_b = true, residual = true, mean = true, deviation = true, labels = true, target = true,
 }
 
 local bad = {

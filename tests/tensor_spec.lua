@@ -189,4 +189,32 @@ devices.each(function(device, on)
       for i, want in ipairs { 0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8 } do assert.equal(want, words[i] * 2 ^ 32) end
     end)
   end)
+
+  -- Ops write such gradients into columns of one buffer, or add to what is there.
+  describe("gradients of the parts of a split" .. on, function()
+    local function normal(name, ...) return core.normal({ ... }, 0, 1, 0, name, "f64", device) end
+    local uses = {
+      { "all parts, the first twice", function(x, z, w) return op.sum(op.gate(op.conv1d(x, w), z, op.conv1d(x, w, nil, { reverse = true }))) end },
+      { "one part alone", function(x, _, w) return op.sum(op.square(op.conv1d(x, w))) end },
+      { "a part that others read, before and after", function(x, z, w)
+        return op.sum(op.square(x)) + op.sum(op.gate(op.conv1d(x, w), z)) + op.sum(op.exp(x) * z) end },
+      { "a part through another split", function(x, z, w)
+        local a, b = x:split(3, { 2, 3 })
+        return op.sum(op.gate(op.conv1d(x, w), z)) + op.sum(op.linear(a, normal("v", 4, 2))) + op.sum(op.square(op.linear(b, normal("u", 4, 3)))) end },
+    }
+    for _, use in ipairs(uses) do
+      it("are those of copies: " .. use[1], function()
+        local t, w, gradients = normal("t", 2, 7, 10), normal("w", 5, 1, 4), {}
+        for i, copied in ipairs { false, true } do
+          local whole, weight = t:clone(), w:clone()
+          whole.requires_grad, weight.requires_grad = true, true
+          local x, z = whole:split(3, { 5, 5 })
+          if copied then x, z = op.affine(x, 1, 0), op.affine(z, 1, 0) end
+          use[2](x, z, weight):backward()
+          gradients[i] = { whole.grad, weight.grad }
+        end
+        for k = 1, 2 do assert.near(0, op.sum(op.abs(gradients[1][k] - gradients[2][k])):item(), 1e-11) end
+      end)
+    end
+  end)
 end)

@@ -25,7 +25,7 @@ static CabStatus linear_apply(CabCall *c) {
 
 static CabStatus linear_gradient(CabCall *c) {
   RUN(c, linear_backward, c->rows, cab_dim(c, 'O'), cab_dim(c, 'I'), CAB_DATA(c->gout[0]), CAB_DATA(c->in[0]), cab_ld(c->in[0]),
-      CAB_DATA(c->in[1]), CAB_DATA(c->gin[0]), CAB_DATA(c->gin[1]), CAB_DATA(c->gin[2]));
+      CAB_DATA(c->in[1]), CAB_DATA(c->gin[0]), c->add[0], CAB_DATA(c->gin[1]), CAB_DATA(c->gin[2]));
   return CAB_OK;
 }
 
@@ -144,9 +144,9 @@ static CabStatus patch_gradient(CabCall *c) {
   CabTensor *col = c->gin[0] || c->gin[1] ? cab_scratch(c, c->dtype, rows * K) : NULL;
   if ((c->gin[0] || c->gin[1]) && !col) return cab_error()->code;
   if (c->gin[1]) CAB_TRY(gather(c, col));
-  RUN(c, linear_backward, rows, D, K, gy, CAB_DATA(col), K, CAB_DATA(c->in[1]), NULL, CAB_DATA(c->gin[1]), CAB_DATA(c->gin[2]));
+  RUN(c, linear_backward, rows, D, K, gy, CAB_DATA(col), K, CAB_DATA(c->in[1]), NULL, false, CAB_DATA(c->gin[1]), CAB_DATA(c->gin[2]));
   if (!c->gin[0]) return CAB_OK;
-  RUN(c, linear_backward, rows, D, K, gy, NULL, K, CAB_DATA(c->in[1]), CAB_DATA(col), NULL, NULL);
+  RUN(c, linear_backward, rows, D, K, gy, NULL, K, CAB_DATA(c->in[1]), CAB_DATA(col), false, NULL, NULL);
   RUN(c, patch_scatter, cab_dim(c, 'B'), cab_dim(c, 'C'), cab_dim(c, 'H'), cab_dim(c, 'W'), cab_dim(c, 'P'), cab_dim(c, 'S'),
       CAB_DATA(col), CAB_DATA(c->gin[0]));
   return CAB_OK;
@@ -170,7 +170,7 @@ static CabStatus conv_gradient(CabCall *c) {
   CabTensor *partial = cab_scratch(c, cab_wide(c->dtype), CONV1D_BLOCKS * E * (W + 1));
   if (!partial) return cab_error()->code;
   RUN(c, conv1d_backward, cab_dim(c, 'B'), cab_dim(c, 'L'), E, W, c->option[0] != 0, c->option[1] != 0, CAB_DATA(c->in[0]),
-      cab_ld(c->in[0]), CAB_DATA(c->in[1]), CAB_DATA(c->in[2]), CAB_DATA(c->gout[0]), CAB_DATA(c->gin[0]), E,
+      cab_ld(c->in[0]), CAB_DATA(c->in[1]), CAB_DATA(c->in[2]), CAB_DATA(c->gout[0]), CAB_DATA(c->gin[0]), cab_ld(c->gin[0]), c->add[0],
       CAB_DATA(c->gin[1]), CAB_DATA(c->gin[2]), CAB_DATA(partial));
   return CAB_OK;
 }
@@ -191,7 +191,7 @@ static CabStatus embedding_gradient(CabCall *c) {
 }
 
 const CabOp cab_ops_nn[] = {
-  {"linear", "x~[*,I] w^[O,I] b^[O]? -> y[*,O]", linear_apply, linear_gradient, "x w", "y = x w^T + b", linear_check, NULL},
+  {"linear", "x~[*,I] w^[O,I] b^[O]? -> y[*,O]", linear_apply, linear_gradient, "x w", "y = x w^T + b", linear_check, NULL, "x"},
   {"layer_norm", "x[*,D] w^[D] b^[D]? residual^[*,D]? | eps=1e-6 -> y[*,D] sum^[*,D] ~mean^[*] ~rstd^[*]", layer_apply, layer_gradient,
    "w sum mean rstd", "y = (s - mean) / sqrt(var + eps) w + b, s = x + residual (arXiv 1607.06450)", norm_check, NULL},
   {"rms_norm", "x[*,D] w^[D] b^[D]? residual^[*,D]? | eps=1e-5 -> y[*,D] sum^[*,D] ~rstd^[*]", rms_apply, rms_gradient, "w sum rstd",
@@ -203,7 +203,7 @@ const CabOp cab_ops_nn[] = {
   {"patch_embed", "x[B,C,H,W] w^[D,C,P,P] b^[D]? | stride=0 -> y[B,T,D]", patch_apply, patch_gradient, "x w",
    "linear map of each patch; stride 0: P (arXiv 2010.11929)", patch_check, NULL},
   {"conv1d", "x~[B,L,E] w^[E,1,W] b^[E]? | silu=true reverse=false -> y[B,L,E]", conv_apply, conv_gradient, "x w b",
-   "causal depthwise convolution over tokens and SiLU (arXiv 2312.00752, figure 3); reverse: anti-causal", conv_check, NULL},
+   "causal depthwise convolution over tokens and SiLU (arXiv 2312.00752, figure 3); reverse: anti-causal", conv_check, NULL, "x", "x"},
   {"embedding", "ids:i32[*] w[V,D] -> y[*,D]", embedding_apply, embedding_gradient, "ids", "y[i] = w[ids[i]]", embedding_check, NULL},
   {0},
 };

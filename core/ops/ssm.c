@@ -1,7 +1,7 @@
 /* ssm.c - the selective scan, the gate that joins its directions, its implicit attention, and the scan of Mamba-2. */
 #include "gate.h"
 #include "op.h"
-#include "selective_scan.h"
+#include "scan_pair.h"
 #include "ssd.h"
 
 /* ---- selective_scan: in u dt A B C D z bias, out y h; options softplus reverse ------------------ */
@@ -42,6 +42,49 @@ static CabStatus scan_gradient(CabCall *c) {
   return CAB_OK;
 }
 
+/* ---- scan_pair: in u dt A B C D bias, then the same of the direction back; out y y_b h h_b --------- */
+
+enum { PAIR_U, PAIR_DT, PAIR_A, PAIR_B, PAIR_C, PAIR_D, PAIR_BIAS, PAIR_INPUTS };
+
+static ScanInputs pair_inputs(const CabCall *c, int i, ScanShape *s) {
+  CabTensor *const *in = c->in + i * PAIR_INPUTS;
+  *s = scan_shape(c, in[PAIR_B], in[PAIR_C], NULL);
+  s->reverse = i;
+  return (ScanInputs){.u = CAB_DATA(in[PAIR_U]), .dt = CAB_DATA(in[PAIR_DT]), .A = CAB_DATA(in[PAIR_A]), .b = CAB_DATA(in[PAIR_B]),
+                      .c = CAB_DATA(in[PAIR_C]), .D = CAB_DATA(in[PAIR_D]), .bias = CAB_DATA(in[PAIR_BIAS])};
+}
+
+static CabStatus pair_apply(CabCall *c) {
+  ScanShape s[SCAN_PAIR];
+  ScanInputs in[SCAN_PAIR];
+  void *y[SCAN_PAIR], *h[SCAN_PAIR];
+  for (int i = 0; i < SCAN_PAIR; i++) {
+    in[i] = pair_inputs(c, i, &s[i]);
+    y[i] = CAB_DATA(c->out[i]), h[i] = c->wants_grad ? CAB_DATA(c->out[SCAN_PAIR + i]) : NULL;
+  }
+  RUN(c, scan_pair_forward, s, in, y, h);
+  return CAB_OK;
+}
+
+static CabStatus pair_gradient(CabCall *c) {
+  ScanShape s[SCAN_PAIR];
+  ScanInputs in[SCAN_PAIR];
+  ScanGradients to[SCAN_PAIR];
+  const void *h[SCAN_PAIR], *gy[SCAN_PAIR];
+  for (int i = 0; i < SCAN_PAIR; i++) {
+    CabTensor **g = c->gin + i * PAIR_INPUTS, *gout;
+    in[i] = pair_inputs(c, i, &s[i]);
+    if (!(gout = cab_gout(c, i, s[i].B * s[i].L * s[i].E))) return cab_error()->code;
+    gy[i] = CAB_DATA(gout), h[i] = CAB_DATA(c->out[SCAN_PAIR + i]);
+    to[i] = (ScanGradients){.u = CAB_DATA(g[PAIR_U]), .dt = CAB_DATA(g[PAIR_DT]), .A = CAB_DATA(g[PAIR_A]), .b = CAB_DATA(g[PAIR_B]),
+                            .c = CAB_DATA(g[PAIR_C]), .D = CAB_DATA(g[PAIR_D]), .bias = CAB_DATA(g[PAIR_BIAS])};
+  }
+  CabTensor *partial = cab_scratch(c, cab_wide(c->dtype), scan_partial(&s[0]));
+  if (!partial) return cab_error()->code;
+  RUN(c, scan_pair_backward, s, in, h, gy, to, CAB_DATA(partial));
+  return CAB_OK;
+}
+
 /* ---- gate: in a z b -------------------------------------------------------------------------- */
 
 static CabStatus gate_apply(CabCall *c) {
@@ -53,7 +96,7 @@ static CabStatus gate_apply(CabCall *c) {
 static CabStatus gate_gradient(CabCall *c) {
   CabTensor *ga = c->gin[0] ? c->gin[0] : c->gin[2];
   RUN(c, gate_backward, c->rows, cab_dim(c, 'E'), c->option[0], CAB_DATA(c->in[0]), CAB_DATA(c->in[2]), CAB_DATA(c->in[1]),
-      cab_ld(c->in[1]), CAB_DATA(c->gout[0]), CAB_DATA(ga), CAB_DATA(c->gin[1]));
+      cab_ld(c->in[1]), CAB_DATA(c->gout[0]), CAB_DATA(ga), CAB_DATA(c->gin[1]), cab_ld(c->gin[1]));
   if (c->gin[0] && c->gin[2]) cab_share_gin(c, 2, ga);
   return CAB_OK;
 }
@@ -156,8 +199,13 @@ const CabOp cab_ops_ssm[] = {
    scan_apply, scan_gradient, "u dt A B C D z bias h",
    "h_t = exp(d_t A) h_t-1 + d_t u_t B_t, y_t = (C_t h_t + D u_t) silu(z_t), d = softplus(dt + bias) (arXiv 2312.00752, alg. 2)",
    scan_check, NULL},
+  {"scan_pair",
+   "u[B,L,E] dt[B,L,E] A^[E,N] B~[B,L,N] C~[B,L,N] D^[E]? bias^[E]? u_b[B,L,E] dt_b[B,L,E] A_b^[E,N] B_b~[B,L,N] C_b~[B,L,N] "
+   "D_b^[E]? bias_b^[E]? | softplus=true -> y[B,L,E] y_b[B,L,E] ~h^[B,K,N,E] ~h_b^[B,K,N,E]",
+   pair_apply, pair_gradient, "u dt A B C D bias u_b dt_b A_b B_b C_b D_b bias_b h h_b",
+   "two selective scans at once, the second from the last token to the first (arXiv 2401.09417, alg. 1)", scan_check, NULL},
   {"gate", "a[*,E] z~[*,E] b[*,E]? | scale=1 -> y[*,E]", gate_apply, gate_gradient, "a z b",
-   "y = scale (a + b) silu(z): joins both scan directions (arXiv 2401.09417, alg. 1)", NULL, NULL},
+   "y = scale (a + b) silu(z): joins both scan directions (arXiv 2401.09417, alg. 1)", NULL, NULL, NULL, "z"},
   {"scan_matrix", "dt[B,L,E] A^[E,N] B~[B,L,N] C~[B,L,N] bias^[E]? | softplus=true reverse=false -> m[B,L,L]", matrix_apply, NULL,
    "", "implicit attention of a scan, mean over channels; no gradient (arXiv 2403.01590)", matrix_check, NULL},
   {"ssd",

@@ -292,14 +292,14 @@ static void restore_call(const CabNode *node, CabCall *c) {
     if (r->out >> i & 1) c->out[i] = node->saved[slot++];
 }
 
-static CabStatus make_gradients(const CabNode *node, CabCall *c, CabTensor **gout) {
+static CabStatus make_gradients(CabNode *node, CabCall *c, CabTensor **gout) {
   const CabSignature *sig = ((const Record *)node->ctx)->sig;
   for (int i = 0; i < node->outputs; i++) c->gout[i] = gout[i]; /* contiguous: the tape sees to it */
   for (int i = 0; i < node->inputs; i++) {
     const CabEdge *edge = &node->in[i];
     if (!cab_node_wants(node, i)) continue;
-    bool all = sig->in[i].broadcast;
-    c->gin[i] = cab_tensor_new(c->device, edge->dtype, all ? c->lead_rank : edge->rank, all ? c->lead : edge->shape);
+    if (sig->in[i].broadcast) c->gin[i] = cab_tensor_new(c->device, edge->dtype, c->lead_rank, c->lead);
+    else c->gin[i] = cab_node_gradient(node, i, sig->adds_in >> i & 1, sig->strided_in >> i & 1, &c->add[i]);
     if (!c->gin[i]) return cab_error()->code;
   }
   return CAB_OK;

@@ -22,7 +22,8 @@ typedef struct CabCall {
   CabTensor *in[CAB_MAX_ARGS];          /* NULL where optional and absent, or (backward) not saved */
   CabTensor *out[CAB_MAX_ARGS];         /* visible then kept outputs; in backward the saved ones */
   CabTensor *gout[CAB_MAX_ARGS];        /* backward: contiguous, NULL if none arrived */
-  CabTensor *gin[CAB_MAX_ARGS];         /* backward: allocated contiguous, uninitialised, NULL if not wanted: overwrite */
+  CabTensor *gin[CAB_MAX_ARGS];         /* backward: contiguous (but see the row's `strided`), uninitialised, NULL if not wanted: overwrite */
+  bool add[CAB_MAX_ARGS];               /* backward: gin[i] holds a sum already, add to it (see the row's `adds`) */
   double option[CAB_MAX_ARGS];          /* numbers, booleans as 0/1, words as their index */
   int64_t dim[26];                      /* by letter: cab_dim */
   int lead_rank; int64_t lead[CAB_MAX_RANK], rows; /* '*' or '&' dims and their product */
@@ -39,6 +40,8 @@ typedef struct CabOp {
   CabStatus (*check)(CabCall *);        /* optional: extra conditions, output dims; may replace in[i] (the call owns one
                                            reference of each) and preset out[i] with an alias that needs no buffer */
   void (*shape)(const CabCall *, int output, int *rank, int64_t *shape); /* for outputs without brackets */
+  const char *adds;                     /* names of inputs whose gradient backward can add to what there is; saves a pass */
+  const char *strided;                  /* names of inputs whose gradient backward can write in rows of stride cab_ld(gin[i]) */
 } CabOp;
 
 /* Families: each core/ops/FILE.c exports one array ended by a row without a name. */
@@ -53,7 +56,7 @@ typedef struct {
   int inputs, outputs, kept, options;   /* outputs counts the visible ones; kept ones follow */
   CabArgSpec in[CAB_MAX_ARGS], out[CAB_MAX_ARGS];
   CabOptionSpec option[CAB_MAX_ARGS];
-  uint32_t saves_in, saves_out;         /* bit masks */
+  uint32_t saves_in, saves_out, adds_in, strided_in; /* bit masks */
 } CabSignature;
 /* Into *out (zeroed first); a malformed row fills the error slot. The table below aborts on one: it is a bug. */
 CabStatus cab_signature_parse(const CabOp *op, CabSignature *out);

@@ -117,6 +117,18 @@ static CabStatus parse_saves(const CabOp *op, CabSignature *out) {
   return CAB_OK;
 }
 
+/* Names of inputs, as bits. */
+static CabStatus parse_inputs(const CabOp *op, const char *names, const CabSignature *sig, uint32_t *bits) {
+  char text[64], *save = NULL;
+  snprintf(text, sizeof text, "%s", names ? names : "");
+  for (char *name = strtok_r(text, " ", &save); name; name = strtok_r(NULL, " ", &save)) {
+    int in = find_name(sig->in, sig->inputs, name);
+    if (in < 0) return malformed(op, "the gradient of an unknown name", name);
+    *bits |= 1u << in;
+  }
+  return CAB_OK;
+}
+
 static CabStatus parse_output(const CabOp *op, const char *token, CabSignature *out) {
   int n = out->outputs + out->kept;
   if (n == CAB_MAX_ARGS) return malformed(op, "too many outputs", token);
@@ -147,7 +159,9 @@ CabStatus cab_signature_parse(const CabOp *op, CabSignature *out) {
     if (wrong) return malformed(op, wrong, token);
   }
   if (!out->inputs || !out->outputs || !op->forward) return malformed(op, "no input, output or forward", "");
-  return parse_saves(op, out);
+  CAB_TRY(parse_saves(op, out));
+  CAB_TRY(parse_inputs(op, op->adds, out, &out->adds_in));
+  return parse_inputs(op, op->strided, out, &out->strided_in);
 }
 
 static void fill_table(void) {

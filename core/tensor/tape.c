@@ -92,6 +92,8 @@ static void spend(CabNode *node) {
   if (node->destroy) node->destroy(node);
   node->destroy = NULL;
   node->ctx = NULL;
+  cab_tensor_release(node->joint);
+  node->joint = NULL;
   for (int i = 0; i < node->saved_count; i++) {
     CabTensor *saved = node->saved[i];
     node->saved[i] = NULL;
@@ -138,15 +140,36 @@ static CabTensor *settle(CabTensor *g) {
   return alias;
 }
 
-/* Takes g; gives one that may be written to and does not keep a larger storage alive. */
-static CabTensor *make_own(CabTensor *g) {
+/* It may be written to and does not keep a larger storage alive. */
+static bool is_own(const CabTensor *g) {
   bool alone = g->refs == 1 && g->storage->refs == 1;
   bool whole = g->storage->bytes == (size_t)cab_tensor_count(g) * cab_dtype_size(g->dtype);
-  if (alone && whole && cab_tensor_contiguous(g)) return g;
+  return alone && whole && cab_tensor_contiguous(g);
+}
+
+/* Takes g; gives one of which that is true. */
+static CabTensor *make_own(CabTensor *g) {
+  if (is_own(g)) return g;
   CabTensor *own = cab_tensor_to(g, g->storage->device, g->dtype);
   if (own) cab_scope_unlink(own);
   cab_tensor_release(g);
   return own;
+}
+
+static bool is_placed(const CabNode *node, const CabTensor *g) { return node->joint && node->joint->storage == g->storage; }
+
+CabTensor *cab_node_gradient(CabNode *node, int input, bool adds, bool rows, bool *add) {
+  const CabEdge *edge = &node->in[input];
+  CabNode *to = edge->node;
+  CabTensor **sum = to ? &((Box *)to)->pending[edge->output] : NULL, *g = sum ? *sum : NULL;
+  *add = g && adds && (is_own(g) || (rows && is_placed(to, g)));
+  if (*add) return *sum = NULL, g;
+  if (to && to->place && !g && rows) {
+    cab_error()->code = CAB_OK;
+    g = to->place(to, edge->output);
+    if (g || cab_error()->code) return g;
+  }
+  return cab_tensor_new(edge->device, edge->dtype, edge->rank, edge->shape);
 }
 
 /* Takes g. *sum += g; the first one is stolen. */
@@ -258,12 +281,12 @@ static CabStatus check_saved(const CabNode *node) {
   return CAB_OK;
 }
 
-/* Whether a gradient arrived; makes those that did contiguous. */
+/* Whether a gradient arrived; makes those that did contiguous, unless they are in their place. */
 static CabStatus take_pending(Box *box, bool *any) {
   for (int i = 0; i < box->node.outputs; i++) {
     if (!box->pending[i]) continue;
     *any = true;
-    if (cab_tensor_contiguous(box->pending[i])) continue;
+    if (cab_tensor_contiguous(box->pending[i]) || is_placed(&box->node, box->pending[i])) continue;
     box->pending[i] = make_own(box->pending[i]);
     if (!box->pending[i]) return cab_error()->code;
   }

@@ -133,9 +133,13 @@ typedef struct CabEdge {   /* where the gradient of one input goes */
 } CabEdge;
 typedef struct CabNode {
   const char *name;        /* op name for messages */
-  /* gout[i] is contiguous or NULL (no gradient arrived). Fill gin[i] with new references for wanted inputs (NULL: zero). */
+  /* gout[i] is contiguous, a part of `joint`, or NULL (no gradient arrived). Fill gin[i] with new references for wanted inputs (NULL: zero). */
   CabStatus (*backward)(struct CabNode *, CabTensor **gout, CabTensor **gin);
   void (*destroy)(struct CabNode *); /* frees ctx; may be NULL */
+  /* For nodes whose outputs are parts of in[0]: a view of `joint`, made here the first time, where the gradient of `output`
+   * belongs, row-strided. NULL: no such place; with an error in the slot, no memory. May be NULL. */
+  CabTensor *(*place)(struct CabNode *, int output);
+  CabTensor *joint;
   void *ctx;
   uint64_t sequence;
   int refs, inputs, outputs, saved_count;
@@ -155,6 +159,9 @@ CabNode *cab_node_new(const char *name, int inputs, CabTensor **in, int outputs)
 int cab_node_save(CabNode *node, CabTensor *t);
 void cab_node_attach(CabNode *node, int output, CabTensor *t); /* t becomes output of node */
 bool cab_node_wants(const CabNode *node, int input);
+/* Within backward: where the gradient of in[input] is to be written and then given. *add: it holds a sum already, to be added to;
+ * only if the caller `adds`. It may be row-strided, a part of a larger gradient, if the caller writes `rows`. NULL: error slot. */
+CabTensor *cab_node_gradient(CabNode *node, int input, bool adds, bool rows, bool *add);
 void cab_node_release(CabNode *node);
 /* From a scalar (one element), or with seed gradients. Sums into leaf->grad; frees saved values as it goes.
  * Errors: not scalar, no history, spent graph, saved value changed in place (names op, versions, line). */

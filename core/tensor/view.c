@@ -188,12 +188,25 @@ CabTensor *cab_slice(CabTensor *t, int dim, int64_t start, int64_t stop) {
   return record("slice", t, part_of(t, dim, start, stop - start), slice_backward, &view);
 }
 
-/* One buffer for all parts: as many bytes as t, whatever their number. */
+/* Columns of one buffer for all parts. */
+static CabTensor *split_place(CabNode *node, int output) {
+  const View *view = node->ctx;
+  int64_t start = 0;
+  if (view->dim != node->in[0].rank - 1) return NULL;
+  if (!node->joint && !(node->joint = gradient_for(&node->in[0], false))) return NULL;
+  cab_scope_unlink(node->joint);
+  for (int i = 0; i < output; i++) start += view->sizes[i];
+  return part_of(node->joint, view->dim, start, view->sizes[output]);
+}
+
+/* Nothing is left to do where every part was written to its place. Else one buffer for all, too: as many bytes as t, whatever
+ * their number. */
 static CabStatus split_backward(CabNode *node, CabTensor **gout, CabTensor **gin) {
   const View *view = node->ctx;
-  bool gaps = false;
+  bool gaps = false, placed = node->joint;
   int64_t start = 0;
-  for (int i = 0; i < node->outputs; i++) gaps |= !gout[i];
+  for (int i = 0; i < node->outputs; i++) gaps |= !gout[i], placed = placed && gout[i] && gout[i]->storage == node->joint->storage;
+  if (placed) return gin[0] = node->joint, node->joint = NULL, CAB_OK;
   gin[0] = gradient_for(&node->in[0], gaps);
   if (!gin[0]) return cab_error()->code;
   for (int i = 0; i < node->outputs; start += view->sizes[i++])
@@ -219,6 +232,7 @@ CabStatus cab_split(CabTensor *t, int dim, int count, const int64_t *sizes, CabT
   if (node) {
     View *view = node->ctx;
     view->dim = dim;
+    node->place = split_place;
     memcpy(view->sizes, sizes, sizeof *sizes * (size_t)count);
   }
   int made = 0;

@@ -78,6 +78,28 @@ local function scan(c, what, shape, dtype, figures)
   row(c, what .. " backward", dtype, backward, s * rows * (7 * e + 4 * n) + kept, 3 * exps, figures[3], figures[4])
 end
 
+-- Both directions in one launch, as a Vision Mamba has them. still: all decays round to 1 (decay "identity" as it starts).
+local function scan_pair(c, dtype, still)
+  local b, l, e, n = 64, 197, 384, 16
+  local A = still and core.full({ e, n }, -math.exp(-20), "f32", timing.device) or op.affine(op.abs(random("f32", e, n)), -1, -0.1)
+  local D, bias = random("f32", e), random("f32", e)
+  local sets = timing.sets(function()
+    local _, B, C = random(dtype, b, l, 12 + 2 * n):split(3, { 12, n, n })
+    return { random(dtype, b, l, e), random(dtype, b, l, e), A, B, C, D, bias }
+  end)
+  for i, set in ipairs(sets) do -- the other direction reads another set
+    for k, t in ipairs(sets[i % #sets + 1]) do
+      if k <= 7 then set[7 + k] = t end
+    end
+  end
+  local value, _, backward = timing.pass(sets, op.scan_pair)
+  local s, rows, exps = size(dtype), 2 * b * l, still and 0 or 2 * b * l * e * n
+  local kept = 2 * ((l + 15) // 16) * b * n * e * 4
+  local what = still and "scan pair, decay 1" or "scan pair"
+  row(c, what .. " forward", dtype, value, s * rows * (3 * e + 2 * n), exps)
+  row(c, what .. " backward", dtype, backward, s * rows * (5 * e + 4 * n) + kept, 3 * exps)
+end
+
 local function conv(c, dtype, figures)
   local b, l, e, s = 64, 197, 384, size(dtype)
   local w, bias = random("f32", e, 1, 4), random("f32", e)
@@ -165,6 +187,10 @@ function M.run(sections)
   local small = { 64, 197, 384, 16 }
   scan(c, "scan", small, "f32", { 0.196, 0.05, 0.593, 0.15 })
   scan(c, "scan", small, "bf16", { 0.199, 0.04, 0.589 })
+  for _, dtype in ipairs { "f32", "bf16" } do
+    scan_pair(c, dtype, false)
+    scan_pair(c, dtype, true)
+  end
   conv(c, "f32", { 0.024, 0.016, 0.063, 0.030 })
   conv(c, "bf16", {})
   norm(c, "rms_norm", "f32", { 0.0125, 0.013, 0.104, 0.03 })

@@ -8,7 +8,7 @@
 #   sanitize     compute-sanitizer: memcheck initcheck racecheck synccheck (or only those named in SANITIZERS)
 #   bench        ceilings, kernels, bridge loss, training steps, forward pass
 #   peer         kernels and bridge loss next to PyTorch
-#   profile      time by kernel of one step, by ncu; PROFILE names precisions (default: f32 tf32 bf16)
+#   profile      time by kernel of one replayed step; PROFILE names precisions (default: f32 tf32 bf16)
 # Logs go to ${OUT:-/tmp/gpu-out}/PART.log. Each part has a limit of time. Ends with a line for each; exit code 1 if one failed.
 # A folder .gpu with Lua and libraries for a machine without them (.gpu/lib, .gpu/share, .gpu/lua) is used if it is there.
 # build-faults/: make B=build-faults OPT="-O2 -g -DCAB_FAULTS" CUDA_ARCH="-gencode arch=compute_90,code=sm_90 -DCAB_FAULTS"
@@ -83,12 +83,14 @@ sanitize() {
 }
 
 profile() {
-  local ncu precision
-  ncu=$(command -v ncu || ls /usr/local/cuda/bin/ncu 2>/dev/null)
+  local precision cupti
+  cupti=$(dirname "$(find /usr/local/cuda*/lib* /usr/local/cuda*/extras/CUPTI -name 'libcupti.so.*' 2>/dev/null | head -n 1)")
+  export LD_LIBRARY_PATH=${LD_LIBRARY_PATH:-}:$cupti
+  "$nvcc" -shared -Xcompiler -fPIC -I"$cupti/../include" -L"$cupti" -o "$out/profile.so" tests/gpu/profile.cu -lcupti ||
+    { failed=1; summary+=("profile        FAILED: tests/gpu/profile.cu does not build"); return; }
   for precision in ${PROFILE:-f32 tf32 bf16}; do
-    timeout -k 10 120 "$ncu" --clock-control none --csv --metrics gpu__time_duration.sum "$cab" run tests/gpu/profile.lua step "$precision" 64 \
-      >"$out/ncu-$precision.csv" 2>&1
-    LINES_OK=45 check "profile-$precision" 20 "$cab" run tests/gpu/profile.lua table "$out/ncu-$precision.csv"
+    CUDA_INJECTION64_PATH=$out/profile.so CAB_PROFILE=$out/profile-$precision.txt check "profiled-$precision" 60 "$cab" run tests/gpu/profile.lua step "$precision" 64
+    LINES_OK=45 check "profile-$precision" 20 "$cab" run tests/gpu/profile.lua table "$out/profile-$precision.txt"
   done
 }
 

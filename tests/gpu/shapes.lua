@@ -1,6 +1,6 @@
 --- Calls of every op at sizes that are odd, prime, empty, unaligned or as large as in a Vision Mamba, for tests/parity.lua.
 --- shapes.full(), shapes.empty(): for comparison with the CPU; shapes.tiny(): for the sanitizer; shapes.real(): the hot ones at
---- model sizes.
+--- model sizes. Over 500 lines because it is one table of calls.
 local core = require "cab.core"
 local op = core.ops
 
@@ -187,6 +187,31 @@ local function scan(b, l, e, n, o)
         _, z = t.xz:split(3, { e, e })
       end
       return op.selective_scan(t.u, t.dt, t.A, B, C, t.D, z, t.bias, { reverse = o.reverse or false, softplus = not o.positive })
+    end }
+end
+
+-- o: identity, as above, of the first direction; packed. Both directions have D and bias.
+local function scan_pair(b, l, e, n, o)
+  local function make()
+    local real, wide = {}, {}
+    for _, back in ipairs { "", "_b" } do
+      real["u" .. back], real["dt" .. back] = normal(b, l, e), normal(b, l, e)
+      wide["A" .. back] = o.identity and back == "" and core.full({ e, n }, -math.exp(-20), "f64") or op.affine(positive(e, n), -1)
+      wide["D" .. back], wide["bias" .. back] = normal(e), normal(e)
+      if o.packed then real["low" .. back] = normal(b, l, 3 + 2 * n)
+      else real["B" .. back], real["C" .. back] = normal(b, l, n), normal(b, l, n) end
+    end
+    return { real = real, wide = wide }
+  end
+  add { "scan_pair", ("b%d l%d e%d n%d%s"):format(b, l, e, n, o.identity and " identity" or ""), forward = 5e-5, make = make,
+    call = function(t)
+      local args, _ = {}, nil
+      for name, value in pairs(t) do args[name] = value end
+      for _, back in ipairs(o.packed and { "", "_b" } or {}) do
+        args["low" .. back] = nil
+        _, args["B" .. back], args["C" .. back] = t["low" .. back]:split(3, { 3, n, n })
+      end
+      return op.scan_pair(args)
     end }
 end
 
@@ -382,6 +407,10 @@ function M.full()
     scan(3, 50, 33, 16, { positive = true, reverse = true })
     scan(3, 50, 384, 16, { frozen = { "A", "dt", "C" } })
     scan(3, 197, 384, 16, { value = true, packed = true, all = true })
+    scan_pair(64, 197, 384, 16, { packed = true, identity = true })
+    scan_pair(3, 50, 33, 17, {})
+    scan_pair(1, 1024, 33, 16, { identity = true })
+    scan_pair(3, 1024, 384, 64, { packed = true })
     scan_matrix(2, 37, 18, 16, false)
     scan_matrix(3, 197, 33, 16, true)
     gate(3, 197, 384, true)
@@ -415,6 +444,7 @@ function M.real()
     conv(8, 197, 384, 4, { reverse = true })
     scan(8, 197, 384, 16, { packed = true, all = true })
     scan(8, 197, 384, 16, { packed = true, all = true, reverse = true })
+    scan_pair(8, 197, 384, 16, { packed = true, identity = true })
     scan(1, 1024, 128, 16, { all = true })
     sums({ 8 * 197, 192 }, 1)
     sums({ 1000003 }, 0)
@@ -449,6 +479,8 @@ function M.empty()
     conv(2, 0, 3, 4, { reverse = true })
     embedding(0, 5, 3)
     scan(0, 5, 3, 4, { all = true })
+    scan_pair(0, 5, 3, 4, {})
+    scan_pair(2, 5, 0, 4, {})
     scan(2, 0, 3, 4, { all = true, packed = true })
     scan(2, 5, 0, 4, { all = true })
     scan_matrix(0, 7, 5, 3, false)

@@ -180,5 +180,13 @@ tensors["adamw.grads"], tensors["adamw.end"], tensors["adamw.average"] = torch.s
 for to, dtype in dict(f32=torch.float32, f64=torch.float64, bf16=torch.bfloat16).items():
     case("cast", dict(x=rnd(3, 4, 5)), lambda x, d=dtype: x.to(d).double().clone(), to, to=to)
 
+for B, L, E, N in [(2, 37, 18, 16), (1, 5, 3, 4), (2, 33, 2, 17)]:
+    args = {}
+    for back in ("", "_b"):
+        args |= {n + back: t for n, t in dict(u=rnd(B, L, E), dt=rnd(B, L, E), A=-rnd(E, N).abs() - 0.1, B=rnd(B, L, N), C=rnd(B, L, N),
+                                              D=rnd(E), bias=rnd(E)).items()}
+    case("scan_pair", args, lambda **a: (scan(**{n: t for n, t in a.items() if not n.endswith("_b")}),
+                                         scan(reverse=True, **{n[:-2]: t for n, t in a.items() if n.endswith("_b")})), f"{B},{L},{E},{N}")
+
 save_file({n: t.contiguous() for n, t in tensors.items()}, sys.argv[1], metadata=dict(cases=json.dumps(cases)))
 print(len(cases), "cases,", len(tensors), "tensors")

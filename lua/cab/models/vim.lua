@@ -40,8 +40,9 @@ end
 
 local Mixer = {}
 
--- One direction of the mixer: x [b,l,E] -> y [b,l,E] before the gate. Taps in natural token order.
-function Mixer:scan(x, suffix, put, wanted, layer)
+-- What one direction's scan reads, from x [b,l,E]: u, dt, A, B, C, D, bias, named for op.scan_pair; whether softplus is to come.
+-- Taps in natural token order.
+function Mixer:direction(x, suffix, put, wanted, layer, args)
   local reverse = suffix == "_b"
   local dt_proj, A_log = self["dt_proj" .. suffix], self[reverse and "A_b_log" or "A_log"]
   local cv = self["conv1d" .. suffix]
@@ -54,14 +55,16 @@ function Mixer:scan(x, suffix, put, wanted, layer)
   if wanted and wanted.matrix then
     put("matrix", layer, op.scan_matrix(dt, A, B, C, bias, { softplus = soft, reverse = reverse }), suffix)
   end
-  return op.selective_scan(u, dt, A, B, C, self["D" .. suffix], nil, bias, { softplus = soft, reverse = reverse })
+  for name, t in pairs { u = u, dt = dt, A = A, B = B, C = C, D = self["D" .. suffix], bias = bias } do args[name .. suffix] = t end
+  args.softplus = soft
 end
 
 function Mixer:forward(h, put, wanted, layer)
   local x, z = self.in_proj(h):split(3, { self.E, self.E })
   put("z", layer, z)
-  local y = self:scan(x, "", put, wanted, layer)
-  local y_b = self:scan(x, "_b", put, wanted, layer)
+  local args = {}
+  for _, suffix in ipairs(DIRECTIONS) do self:direction(x, suffix, put, wanted, layer, args) end
+  local y, y_b = op.scan_pair(args)
   return self.out_proj(op.gate(y, z, y_b, { scale = self.scale }))
 end
 
