@@ -11,7 +11,9 @@ examples:
   cab run my.lua --resume=latest-good --out DIR  the same, taking an older checkpoint if the newest is damaged
   cab run script.lua a b                         any Lua file that returns no recipe is just run, with `arg`
   cab eval runs/quickstart-1                     top-1, top-5, loss, R2 of the bridge of each run
-  cab inspect weights.safetensors
+  cab inspect checkpoint.pth --key model_ema     names, shapes, ranges, NaN of any weight file
+  cab convert deit.pth deit.safetensors --to hf  names and layouts of timm, Hugging Face, Vim, Mamba, GPT-2, Phi
+  cab diff best.safetensors other.pth            which tensors differ, and by how much
   cab data show my.lua --sample 17 --epoch 3     the picture that the network saw, as show.png
   cab data subset my.lua --fraction 0.1 --out ten.txt   a list for data.list: 10 % of each class
 exit codes: 0 done, 1 Lua error, 2 usage or recipe, 65 input file refused, 69 device, 70 internal error, 71 memory,
@@ -50,11 +52,11 @@ local function parser()
   eval:argument("run", "Run folder, or the folder of a comparison.")
   eval:argument("overrides", "key=value: fields of the recipe."):args("*")
   p:command("repl", "Lua prompt with `cab` in it.")
-  p:command("inspect", "List the tensors of a weight file."):argument("file", "safetensors, PyTorch .pth or .pt, NumPy .npy or .npz.")
   p:command("doctor", "What a report of a problem needs: versions, processor, threads.")
   function p.error(_, message) check.fail(2, message, { id = "usage" }) end
   run.error, eval.error = p.error, p.error
   add_data(p)
+  require "cab.weight_tools".add(p)
   return p
 end
 
@@ -158,33 +160,8 @@ end
 
 function commands.repl() return require "cab.repl".run() end
 
-function commands.inspect(args)
-  local path = parser():parse(args).file
-  local rows, total = {}, 0
-  for i, t in ipairs(core.inspect(path)) do
-    local count = 1
-    for _, n in ipairs(t.shape) do count = count * n end
-    total = total + count
-    rows[i] = { core.escape(t.name), t.stored, "[" .. table.concat(t.shape, ",") .. "]", ("%.4g"):format(t.min), ("%.4g"):format(t.max),
-      t.nan > 0 and tostring(t.nan) or "", t.infinite > 0 and tostring(t.infinite) or "" }
-  end
-  print(require "cab.report".table({ "name", "dtype", "shape", "min", "max", "NaN", "infinite" }, rows))
-  print(("%d tensors, %d values"):format(#rows, total))
-  return 0
-end
-
--- What a recipe file says, after overrides; of a comparison its first run.
-local function resolved(path, overrides)
-  local value = core.loadfile(path)(path)
-  if require "cab.compare".is(value) then value = value.runs[1].recipe end
-  if not require "cab.recipe".is(value) then check.fail(2, path .. ": returns no recipe", { id = "recipe" }) end
-  return value:override(overrides).resolved
-end
-
-function commands.data(args)
-  local o = parser():parse(args)
-  print(require "cab.data_tools"[o.action](resolved(o.recipe, o.overrides), o))
-  return 0
+for _, name in ipairs { "inspect", "convert", "diff" } do
+  commands[name] = function(args) return require "cab.weight_tools"[name](parser():parse(args)) end
 end
 
 function commands.doctor(args)

@@ -117,16 +117,25 @@ end
 
 local function parts_of(rule) return type(rule[1]) == "table" and rule[1] or { rule[1] } end
 
---- The layout of this name; an unknown one is an error with the nearest name. "hf" is that of the family.
+--- The layout of this name; an unknown one is an error with the nearest name.
 ---@param name string
----@param family? string
-function M.layout(name, family)
+function M.layout(name)
   local names = {}
   for _, l in ipairs(M.layouts) do
-    if l.name == name or name == "hf" and l.family == family and l.name:find "^hf_" then return l end
+    if l.name == name then return l end
     names[#names + 1] = l.name
   end
   return options.unknown("layout", name, names)
+end
+
+--- Hugging Face's layout of the family: the first that has a place for every tensor.
+---@param family string
+---@param tensors table<string, cab.Tensor> under the names of the family here
+function M.hugging_face(family, tensors)
+  for _, l in ipairs(M.layouts) do
+    if l.family == family and l.name:find "^hf_" and pcall(M.published, tensors, l) then return l end
+  end
+  check.fail(65, ("no layout of Hugging Face for a %s with these tensors"):format(family), { id = "weights-layout" })
 end
 
 --- The layout of the models of `family` here.
