@@ -101,7 +101,7 @@ void bind_refuse_capture(lua_State *L, const char *what); /* raises "WHAT cannot
 /* ---- callbacks (custom.c) ------------------------------------------------------------------ */
 
 /* Run cab_backward with L as the state of Lua callbacks; their errors arrive unchanged. */
-void bind_backward(lua_State *L, CabTensor *t, CabTensor *seed);
+void bind_backward(lua_State *L, int count, CabTensor **roots, CabTensor **seeds);
 lua_State *bind_main_state(lua_State *L);
 void bind_closed(void);                                 /* the state is gone: later node destructors leave it alone */
 

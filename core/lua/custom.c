@@ -49,24 +49,31 @@ typedef struct {
   CabTensor **gout, **gin;
 } Call;
 
+/* Of the callback's scope, so that its userdata holds no memory afterwards. */
+static void push_alias(lua_State *L, CabTensor *t) {
+  CabTensor **slot = bind_new_tensor(L);
+  BIND_FILL(L, slot, cab_tensor_detach(t));
+}
+
 static void push_saved(lua_State *L, CabNode *node) {
   lua_createtable(L, node->saved_count, 0);
   for (int i = 0; i < node->saved_count; i++) {
-    bind_push_tensor(L, node->saved[i]);
+    if (!node->saved[i]) continue;
+    push_alias(L, node->saved[i]);
     lua_rawseti(L, -2, i + 1);
   }
 }
 
 static void push_gradient(lua_State *L, const Custom *custom, CabTensor *g, int i) {
   if (g) {
-    bind_push_tensor(L, g);
+    push_alias(L, g);
     return;
   }
   CabTensor **zeros = bind_new_tensor(L);
   BIND_FILL(L, zeros, cab_tensor_zeros(custom->out[i].device, custom->out[i].dtype, custom->out[i].rank, custom->out[i].shape));
 }
 
-/* Protected: (light Call). Gradients get their references at the end, where nothing raises any more. */
+/* Protected: (light Call). Gradients get their aliases at the end, where nothing raises any more. */
 static int run_backward(lua_State *L) {
   Call *call = lua_touserdata(L, 1);
   CabNode *node = call->node;
@@ -91,7 +98,8 @@ static int run_backward(lua_State *L) {
       bind_fail(L, CAB_E_LUA, "%s: backward: gradient %d: tensor or nil expected, got %s", node->name, i + 1,
                 bind_type_name(L, 4 + i));
   }
-  for (int i = 0; i < count; i++) call->gin[i] = g[i] ? cab_tensor_retain(g[i]) : NULL;
+  for (int i = 0; i < count; i++)
+    if (g[i] && !(call->gin[i] = cab_tensor_alias(g[i]))) bind_raise(L, cab_error()->code);
   return 0;
 }
 
@@ -99,19 +107,24 @@ static CabStatus backward(CabNode *node, CabTensor **gout, CabTensor **gin) {
   Call call = {node, gout, gin};
   lua_State *L = running;
   if (!L || !lua_checkstack(L, 4)) return cab_fail(CAB_E_MEMORY, "%s: backward: no room on the Lua stack", node->name);
+  CabScope *scope = cab_scope_open();
+  if (!scope) return cab_error()->code;
   lua_pushcfunction(L, run_backward); /* neither push allocates */
   lua_pushlightuserdata(L, &call);
-  if (lua_pcall(L, 1, 0, 0) == LUA_OK) return CAB_OK;
+  int failed = lua_pcall(L, 1, 0, 0);
+  cab_scope_close(scope, "the end of a custom backward");
+  cab_scope_free(scope);
+  if (!failed) return CAB_OK;
   if (lua_isnil(L, -1)) lua_pop(L, 1), lua_pushboolean(L, false);
   lua_rawsetp(L, LUA_REGISTRYINDEX, &pending_key); /* the key exists: no allocation */
   pending = true;
   return cab_fail(CAB_E_LUA, "%s: error in backward", node->name);
 }
 
-void bind_backward(lua_State *L, CabTensor *t, CabTensor *seed) {
+void bind_backward(lua_State *L, int count, CabTensor **roots, CabTensor **seeds) {
   lua_State *outer = running;
   running = L;
-  CabStatus status = cab_backward(t, seed);
+  CabStatus status = cab_backward(count, roots, seeds);
   running = outer;
   if (status == CAB_OK) return;
   if (!pending) bind_raise(L, status);
@@ -247,7 +260,7 @@ static int custom_call(lua_State *L) {
 }
 
 /* core.custom{name=, forward=function(ctx, ...) return out... end, backward=function(ctx, gout...) return gin... end}:
- * backward returns one gradient (or nil) for each tensor argument, in order. */
+ * backward returns one gradient (or nil) for each tensor argument, in order; other tensors that it makes are closed then. */
 static int custom_new(lua_State *L) {
   static const char *const keys[] = {"name", "forward", "backward", NULL};
   bind_check_table(L, 1);
@@ -264,6 +277,25 @@ static int custom_new(lua_State *L) {
   return 1;
 }
 
+/* core.backward({t, ...}, {gradient, ...}): from several tensors at once, each with its gradient. */
+static int backward_all(lua_State *L) {
+  CabTensor *roots[CAB_MAX_ARGS], *seeds[CAB_MAX_ARGS];
+  bind_check_table(L, 1);
+  bind_check_table(L, 2);
+  lua_Integer count = luaL_len(L, 1);
+  if (count > CAB_MAX_ARGS) bind_fail(L, CAB_E_LUA, "backward: more than %d tensors", CAB_MAX_ARGS);
+  luaL_checkstack(L, 2 * (int)count + 8, "backward");
+  for (int i = 0; i < count; i++) {
+    lua_rawgeti(L, 1, i + 1);
+    roots[i] = bind_check_tensor(L, -1);
+    lua_rawgeti(L, 2, i + 1);
+    seeds[i] = bind_check_tensor(L, -1);
+    bind_same_device(L, seeds[i], roots[i]);
+  }
+  bind_backward(L, (int)count, roots, seeds);
+  return 0;
+}
+
 void bind_custom(lua_State *L) {
   main_state = bind_main_state(L);
   lua_pushboolean(L, false);
@@ -276,4 +308,6 @@ void bind_custom(lua_State *L) {
   lua_rawsetp(L, LUA_REGISTRYINDEX, &context_key);
   lua_pushcfunction(L, custom_new);
   lua_setfield(L, -2, "custom");
+  lua_pushcfunction(L, backward_all);
+  lua_setfield(L, -2, "backward");
 }

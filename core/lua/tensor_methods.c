@@ -94,7 +94,7 @@ static int method_range(lua_State *L) {
 static int method_backward(lua_State *L) {
   CabTensor *t = bind_check_tensor(L, 1), *seed = bind_opt_tensor_arg(L, 2);
   bind_same_device(L, seed, t);
-  bind_backward(L, t, seed);
+  bind_backward(L, 1, &t, &seed);
   return 0;
 }
 

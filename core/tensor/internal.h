@@ -7,7 +7,6 @@
 /* A view of `storage` (its reference is added). scoped: born in the current scope; aliases and gradients are not. */
 CabTensor *cab_tensor_make(CabStorage *storage, CabDtype dtype, int rank, const int64_t *shape, const int64_t *stride,
                            int64_t offset, bool scoped);
-CabTensor *cab_tensor_alias(CabTensor *t); /* same storage, no history, in no scope */
 CabStatus cab_check_open(const char *what, const CabTensor *t);
 void cab_strides(int rank, const int64_t *shape, int64_t *stride); /* contiguous ones */
 const char *cab_dims_text(int rank, const int64_t *shape, char out[160]); /* "[2,3]" */

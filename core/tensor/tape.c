@@ -9,10 +9,11 @@ typedef struct Box {
   CabNode node; /* first, so that a node is its box */
   struct Box *next_dead;
   uint64_t visit;       /* the walk that collected it last */
+  bool busy;            /* that walk is not over */
   CabTensor *pending[]; /* during a walk: the gradient of each output so far */
 } Box;
 
-static bool enabled = true, walking;
+static bool enabled = true;
 static uint64_t sequence, visits;
 static char line[48];
 
@@ -231,6 +232,8 @@ typedef struct {
 static CabStatus collect_one(Walk *walk, CabNode *node) {
   Box *box = (Box *)node;
   if (box->visit == visits) return CAB_OK;
+  if (box->busy)
+    return cab_fail(CAB_E_LUA, "backward: '%s' belongs to the backward that runs: detach what comes from outside", node->name);
   if (node->spent)
     return cab_fail(CAB_E_LUA, "backward: '%s'%s%s%s ran backward before and its saved values are gone: run forward again",
                     node->name, node->where[0] ? " (" : "", node->where, node->where[0] ? ")" : "");
@@ -241,7 +244,7 @@ static CabStatus collect_one(Walk *walk, CabNode *node) {
     walk->list = list;
     walk->room = room;
   }
-  box->visit = visits;
+  box->visit = visits, box->busy = true;
   node->refs++;
   walk->list[walk->count++] = box;
   return CAB_OK;
@@ -252,10 +255,11 @@ static int newest_first(const void *a, const void *b) {
   return (x < y) - (x > y);
 }
 
-/* All nodes root depends on, consumers before producers: a node is newer than what it reads. */
-static CabStatus collect(Walk *walk, CabNode *root) {
+/* All nodes that the roots depend on, consumers before producers: a node is newer than what it reads. */
+static CabStatus collect(Walk *walk, int count, CabTensor **roots) {
   visits++;
-  CAB_TRY(collect_one(walk, root));
+  for (int i = 0; i < count; i++)
+    if (roots[i]->node) CAB_TRY(collect_one(walk, roots[i]->node));
   for (size_t at = 0; at < walk->count; at++) {
     CabNode *node = &walk->list[at]->node;
     for (int i = 0; i < node->inputs; i++)
@@ -317,15 +321,28 @@ static CabStatus step(Box *box) {
   return status;
 }
 
-/* Takes g, the gradient of `output` of root. All saved versions are checked before any leaf is written to. */
-static CabStatus walk_from(CabNode *root, int output, CabTensor *g) {
+static CabTensor *first_gradient(CabTensor *t, CabTensor *seed) {
+  if (seed) return cab_tensor_alias(seed);
+  CabTensor *one = cab_tensor_new(t->storage->device, t->dtype, t->rank, t->shape);
+  if (!one) return NULL;
+  cab_scope_unlink(one);
+  if (cab_tensor_fill(one, 1)) return cab_tensor_release(one), NULL;
+  return one;
+}
+
+/* Takes g, the gradient of a root. */
+static CabStatus begin_at(CabTensor *root, CabTensor *g) {
+  if (!g) return cab_error()->code;
+  return root->node ? accumulate(&((Box *)root->node)->pending[root->output], g) : into_leaf(root, g);
+}
+
+/* All saved versions are checked before any leaf is written to. */
+static CabStatus walk_from(int count, CabTensor **roots, CabTensor **seeds) {
   Walk walk = {0};
-  CabStatus status = collect(&walk, root);
+  CabStatus status = collect(&walk, count, roots);
   for (size_t i = 0; status == CAB_OK && i < walk.count; i++) status = check_saved(&walk.list[i]->node);
-  if (status == CAB_OK) ((Box *)root)->pending[output] = g;
-  else cab_tensor_release(g);
   bool old = cab_set_grad_enabled(false);
-  walking = true;
+  for (int i = 0; status == CAB_OK && i < count; i++) status = begin_at(roots[i], first_gradient(roots[i], seeds[i]));
   for (size_t i = 0; i < walk.count; i++) {
     if (status == CAB_OK) {
       status = step(walk.list[i]);
@@ -334,8 +351,10 @@ static CabStatus walk_from(CabNode *root, int output, CabTensor *g) {
     drop_pending(walk.list[i]);
   }
   /* Only now: until here a pending gradient may sit in any node of the list. */
-  for (size_t i = 0; i < walk.count; i++) cab_node_release(&walk.list[i]->node);
-  walking = false;
+  for (size_t i = 0; i < walk.count; i++) {
+    walk.list[i]->busy = false;
+    cab_node_release(&walk.list[i]->node);
+  }
   cab_set_grad_enabled(old);
   cab_free(walk.list);
   return status;
@@ -345,7 +364,6 @@ static CabStatus check_root(CabTensor *t, CabTensor *seed) {
   char a[160], b[160];
   cab_shape_text(t, a);
   CAB_TRY(cab_check_open("backward", t));
-  if (walking) return cab_fail(CAB_E_LUA, "backward: called while another backward runs");
   if (!enabled) return cab_fail(CAB_E_LUA, "backward: called inside no_grad");
   if (!t->requires_grad) return cab_fail(CAB_E_LUA, "backward: %s has no history: nothing it depends on requires a gradient", a);
   if (!seed && cab_tensor_count(t) != 1) return cab_fail(CAB_E_LUA, "backward: %s is not a scalar: give a seed gradient", a);
@@ -356,18 +374,7 @@ static CabStatus check_root(CabTensor *t, CabTensor *seed) {
   return fits ? CAB_OK : cab_fail(CAB_E_LUA, "backward: the seed is %s, expected %s", cab_shape_text(seed, b), a);
 }
 
-static CabTensor *first_gradient(CabTensor *t, CabTensor *seed) {
-  if (seed) return cab_tensor_alias(seed);
-  CabTensor *one = cab_tensor_new(t->storage->device, t->dtype, t->rank, t->shape);
-  if (!one) return NULL;
-  cab_scope_unlink(one);
-  if (cab_tensor_fill(one, 1)) return cab_tensor_release(one), NULL;
-  return one;
-}
-
-CabStatus cab_backward(CabTensor *t, CabTensor *seed) {
-  CAB_TRY(check_root(t, seed));
-  CabTensor *g = first_gradient(t, seed);
-  if (!g) return cab_error()->code;
-  return t->node ? walk_from(t->node, t->output, g) : into_leaf(t, g);
+CabStatus cab_backward(int count, CabTensor **roots, CabTensor **seeds) {
+  for (int i = 0; i < count; i++) CAB_TRY(check_root(roots[i], seeds[i]));
+  return walk_from(count, roots, seeds);
 }

@@ -95,6 +95,7 @@ bool cab_tensor_contiguous(const CabTensor *t);
 bool cab_tensor_rows(const CabTensor *t, int64_t *ld);
 CabTensor *cab_tensor_contiguous_copy(CabTensor *t); /* retained t if it already is; no gradient */
 CabTensor *cab_tensor_detach(CabTensor *t);          /* same storage, no history */
+CabTensor *cab_tensor_alias(CabTensor *t);                 /* the same, in no scope */
 CabTensor *cab_tensor_to(CabTensor *t, CabDevice *device, CabDtype dtype); /* copies and casts; no gradient */
 CabStatus cab_tensor_copy(CabTensor *dst, CabTensor *src); /* in place, broadcast src, casts; bumps version */
 CabStatus cab_tensor_fill(CabTensor *t, double value);     /* in place, any dtype and strides */
@@ -163,9 +164,10 @@ bool cab_node_wants(const CabNode *node, int input);
  * only if the caller `adds`. It may be row-strided, a part of a larger gradient, if the caller writes `rows`. NULL: error slot. */
 CabTensor *cab_node_gradient(CabNode *node, int input, bool adds, bool rows, bool *add);
 void cab_node_release(CabNode *node);
-/* From a scalar (one element), or with seed gradients. Sums into leaf->grad; frees saved values as it goes.
- * Errors: not scalar, no history, spent graph, saved value changed in place (names op, versions, line). */
-CabStatus cab_backward(CabTensor *t, CabTensor *seed);
+/* From scalars (one element; seed NULL), or with seed gradients. Sums into leaf->grad; frees saved values as it goes. May run
+ * within the backward of a node, on nodes that the outer walk does not reach. Errors: not scalar, no history, spent graph, saved
+ * value changed in place (names op, versions, line). */
+CabStatus cab_backward(int count, CabTensor **roots, CabTensor **seeds);
 void cab_set_current_line(const char *where); /* set by the bindings around calls: for messages */
 const char *cab_current_line(void);
 #endif

@@ -7,7 +7,7 @@ local modules = {
   nn = "cab.nn", models = "cab.models", data = "cab.data", recipe = "cab.recipe", strategy = "cab.strategy", schedule = "cab.schedule",
   train = "cab.train", eval = "cab.eval", report = "cab.report", cli = "cab.cli", repl = "cab.repl",
   taps = "cab.taps", pairs = "cab.pairs", options = "cab.options", gradcheck = "cab.gradcheck",
-  audit = "cab.audit", weights = "cab.weights", names = "cab.names", job = "cab.job", compare = "cab.compare",
+  audit = "cab.audit", recompute = "cab.recompute", weights = "cab.weights", names = "cab.names", job = "cab.job", compare = "cab.compare",
 }
 
 local cab = {

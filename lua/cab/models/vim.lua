@@ -3,6 +3,7 @@ local core = require "cab.core"
 local nn = require "cab.nn"
 local taps = require "cab.taps"
 local build = require "cab.models.build"
+local recompute = require "cab.recompute"
 local op = core.ops
 
 local SIZES = { tiny = { dim = 192, depth = 24 }, small = { dim = 384, depth = 24 }, base = { dim = 768, depth = 24 } }
@@ -14,6 +15,7 @@ local M = {
     class_token = { "string", default = "middle", one_of = { "middle", "head", "double" } },
     decay = { "string", default = "identity", one_of = { "identity", "s4d" } },
     halve = { "boolean", default = true }, -- the mean of both directions, not their sum
+    recompute = { "boolean", default = false }, -- backward runs the mixers again instead of keeping a third to a tenth more memory
   }),
 }
 local TAPS = taps.declare({ "B", "C", "dt", "x", "z", "matrix", "hidden", "logits" }, { "B", "C", "dt", "x", "matrix" })
@@ -60,19 +62,31 @@ function Mixer:direction(x, suffix, put, wanted, layer, args)
 end
 
 function Mixer:forward(h, put, wanted, layer)
-  local x, z = self.in_proj(h):split(3, { self.E, self.E })
-  put("z", layer, z)
-  local args = {}
-  for _, suffix in ipairs(DIRECTIONS) do self:direction(x, suffix, put, wanted, layer, args) end
-  local y, y_b = op.scan_pair(args)
-  return self.out_proj(op.gate(y, z, y_b, { scale = self.scale }))
+  local names
+  -- From the projection on: what out_proj reads, then the taps that are wanted, which `names` tells.
+  local function inner(xz)
+    local x, z = xz:split(3, { self.E, self.E })
+    local args, found = {}, {}
+    names = {}
+    local function take(name, _, t, suffix)
+      if wanted and wanted[name] then names[#names + 1], found[#found + 1] = { name, suffix }, t end
+    end
+    take("z", layer, z)
+    for _, suffix in ipairs(DIRECTIONS) do self:direction(x, suffix, take, wanted, layer, args) end
+    local y, y_b = op.scan_pair(args)
+    return op.gate(y, z, y_b, { scale = self.scale }), table.unpack(found)
+  end
+  local xz = self.in_proj(h)
+  local out = self.recompute and core.grad_enabled() and { recompute(inner, xz) } or { inner(xz) }
+  for i, name in ipairs(names) do put(name[1], layer, out[i + 1], name[2]) end
+  return self.out_proj(out[1])
 end
 
 local function mixer(o)
   local D, E, N = o.dim, o.dim * o.expand, o.state
   local R = o.rank or math.ceil(D / 16)
   local m = nn.module("mixer", Mixer)
-  m.E, m.N, m.rank, m.scale = E, N, R, o.halve and 0.5 or 1
+  m.E, m.N, m.rank, m.scale, m.recompute = E, N, R, o.halve and 0.5 or 1, o.recompute
   m.in_proj = nn.linear(D, 2 * E, { bias = false })
   for _, s in ipairs(DIRECTIONS) do
     m["conv1d" .. s] = conv(E, o.conv)
