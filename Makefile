@@ -8,7 +8,7 @@ CC       ?= gcc
 FUZZ_SECONDS ?= 60
 SANITIZE :=
 PACKAGES := gcc libc6-dev liblua5.4-dev libopenblas-openmp-dev libpng-dev libjpeg62-turbo-dev zlib1g-dev libjansson-dev \
-            libxxhash-dev lua-busted lua-argparse lua-filesystem libedit2 gnuplot-nox
+            libxxhash-dev libutf8proc-dev lua-busted lua-argparse lua-filesystem libedit2 gnuplot-nox
 LINTERS  := lua-check cppcheck
 
 MODULES  := base tensor ops io data lua
@@ -16,7 +16,7 @@ CPPFLAGS += $(MODULES:%=-Icore/%) -Ikernels -I/usr/include/lua5.4 -D_GNU_SOURCE
 OPT      ?= -O2 -g
 KOPT     ?= -O3 -g
 CFLAGS   := $(OPT) -std=gnu11 -Wall -Wextra -Wno-format-truncation -Wno-missing-field-initializers -fopenmp -fPIE -fstack-protector-strong $(SANITIZE)
-LDLIBS   := -llua5.4 -lopenblas -lpng -ljpeg -lz -ljansson -lxxhash -ldl -lpthread -lm
+LDLIBS   := -llua5.4 -lopenblas -lpng -ljpeg -lz -ljansson -lxxhash -lutf8proc -ldl -lpthread -lm
 KFLAGS   := $(KOPT) -std=gnu11 -Wall -Wextra -fopenmp -fPIE -fno-math-errno -fno-trapping-math -Icore/base -Ikernels $(SANITIZE)
 MARCH_v4 := -march=x86-64-v4 -mprefer-vector-width=512
 MARCH_v3 := -march=x86-64-v3
@@ -88,6 +88,7 @@ install: all
 
 bench: all
 	$B/cab run tests/bench/bench.lua
+	$B/cab run tests/bench/tokenizer.lua
 
 lint:
 	@tests/install-packages $(LINTERS)
@@ -105,7 +106,7 @@ FUZZ := $(patsubst tests/fuzz/%.c,build-fuzz/%,$(wildcard tests/fuzz/*.c))
 build-fuzz/%: tests/fuzz/%.c $(wildcard core/io/*.c core/data/*.c core/base/*.c)
 	@mkdir -p $(@D)
 	clang -O1 -g -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined -fopenmp=libgomp $(CPPFLAGS) -w -o $@ \
-	  $< tests/fuzz/support/*.c $(wildcard core/io/*.c core/base/*.c) -lpng -ljpeg -lz -ljansson -lxxhash -lgomp -lm
+	  $< tests/fuzz/support/*.c $(wildcard core/io/*.c core/base/*.c) -lpng -ljpeg -lz -ljansson -lxxhash -lutf8proc -lgomp -lm
 fuzz:
 	@tests/install-packages $(PACKAGES) clang libclang-rt-14-dev
 	@$(MAKE) --no-print-directory -s $(FUZZ)

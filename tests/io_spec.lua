@@ -47,7 +47,7 @@ local malformed = {
   { "a list", head "[]", "st-json", 8 },
   { "white space first", head " {}", "st-json", 8 },
   { "a byte order mark", head "\xef\xbb\xbf{}", "st-json", 8 },
-  { "an open object", head "{ ", "st-json", 10, "end of the header" },
+  { "an open object", head "{ ", "st-json", 10, "end of the text" },
   { "a name without quotes", head "{a:1}", "st-json", 9 },
   { "an open name", head '{"a', "st-json", 11 },
   { "no colon", head('{"a"' .. A .. "}", four), "st-json", 12 },

@@ -14,7 +14,7 @@ int cab_json_peek(CabJson *j) {
 CabStatus cab_json_fail(CabJson *j, const char *expected) {
   int c = rd_peek(&j->rd);
   int64_t at = (int64_t)cab_json_at(j);
-  if (c < 0) return cab_fail_file(CAB_E_INPUT, j->id, j->file, at, "expected %s, got the end of the header", expected);
+  if (c < 0) return cab_fail_file(CAB_E_INPUT, j->id, j->file, at, "expected %s, got the end of the text", expected);
   if (c > 0x20 && c < 0x7f) return cab_fail_file(CAB_E_INPUT, j->id, j->file, at, "expected %s, got '%c'", expected, c);
   return cab_fail_file(CAB_E_INPUT, j->id, j->file, at, "expected %s, got byte 0x%02x", expected, (unsigned)c);
 }
@@ -76,7 +76,7 @@ static CabStatus escape(CabJson *j) {
     j->rd.bad = false;
     j->rd.position = at;
     return cab_fail_file(CAB_E_INPUT, j->id, j->file, (int64_t)cab_json_at(j),
-                         v == 0 ? "a name must not hold NUL" : "bad escape in a string");
+                         v == 0 ? "a string must not hold NUL" : "bad escape in a string");
   }
   put_utf8(j, v);
   return CAB_OK;

@@ -127,6 +127,7 @@ void bind_doctor(lua_State *L);
 void bind_edit(lua_State *L);
 void bind_io(lua_State *L);   /* bind_io.c */
 void bind_data(lua_State *L); /* bind_data.c */
+void bind_text(lua_State *L); /* bind_text.c */
 int luaopen_cab_core(lua_State *L);
 
 /* Library directory ("/usr/share/cab/lua"), set by main.c before luaopen: lines inside it are not the user's. */

@@ -20,5 +20,6 @@ int luaopen_cab_core(lua_State *L) {
   bind_edit(L);
   bind_io(L);
   bind_data(L);
+  bind_text(L);
   return 1;
 }
