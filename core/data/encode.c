@@ -252,3 +252,9 @@ CabStatus cab_encode(CabEncoder *e, const char *text, size_t n, bool control, Ca
   if (status != CAB_OK) out->count = before;
   return status;
 }
+
+CabStatus cab_ids_push(CabIds *ids, int32_t id) {
+  CAB_TRY(room_for(ids, 1));
+  ids->ids[ids->count++] = id;
+  return CAB_OK;
+}

@@ -92,6 +92,7 @@ typedef struct {
   int32_t *ids;
   size_t count, room;
 } CabIds;
+CabStatus cab_ids_push(CabIds *ids, int32_t id);
 CabEncoder *cab_encoder_new(const CabTokenizer *t);
 void cab_encoder_free(CabEncoder *e);
 /* Appends to *out (on failure it keeps what it had). control: special tokens in the text become their ids; otherwise they are

@@ -37,6 +37,11 @@ typedef struct CabSink CabSink;
 CabStatus cab_sink_write(CabSink *sink, const void *bytes, uint64_t count);
 typedef CabStatus (*CabFileWriter)(void *ctx, CabSink *sink);
 CabStatus cab_write_atomic(const char *path, CabFileWriter write, void *ctx);
+/* The same for a file that comes bit by bit: appears with commit. Both ends free the sink; a failed fsync is not retried. */
+CabSink *cab_sink_open(const char *path); /* NULL + error slot */
+CabStatus cab_sink_patch(CabSink *sink, const void *bytes, uint64_t count, uint64_t offset); /* over what was written */
+CabStatus cab_sink_commit(CabSink *sink);
+void cab_sink_abort(CabSink *sink); /* NULL allowed */
 CabStatus cab_write_file(const char *path, const void *bytes, size_t count); /* cab_write_atomic of one block */
 
 /* Append in one go; on failure the file is cut back to its old length. `sync`: fsync before returning. */

@@ -12,6 +12,7 @@
 struct CabSink {
   int fd;
   const char *path; /* the target, for messages */
+  char own[];       /* of an open sink: target, NUL, temp */
 };
 
 /* True with errno set if a test wants this call to fail. */
@@ -78,37 +79,77 @@ static CabStatus sync_directory(const char *path) {
   return status;
 }
 
-/* One attempt. *again: fsync failed, so what the kernel holds of this file is not to be trusted. */
-static CabStatus write_once(const char *path, const char *temp, CabFileWriter write, void *ctx, bool *again) {
-  CabSink sink = {-1, path};
-  CAB_TRY(open_temp(path, temp, &sink.fd));
-  CabStatus status = write(ctx, &sink);
-  if (status == CAB_OK && (FAULT("file.fsync", EIO) || fsync(sink.fd))) {
-    status = cab_fail_errno(path, "fsync");
+/* The end of a temp that was written with `status`: it gets its name or goes. *again: fsync failed, so what the kernel holds of
+ * this file is not to be trusted. */
+static CabStatus finish(CabSink *sink, const char *temp, CabStatus status, bool *again) {
+  if (status == CAB_OK && (FAULT("file.fsync", EIO) || fsync(sink->fd))) {
+    status = cab_fail_errno(sink->path, "fsync");
     *again = true;
   }
   bool renamed = false;
-  if (status == CAB_OK && (FAULT("file.rename", EIO) || rename(temp, path))) status = cab_fail_errno(path, "rename");
+  if (status == CAB_OK && (FAULT("file.rename", EIO) || rename(temp, sink->path))) status = cab_fail_errno(sink->path, "rename");
   else renamed = status == CAB_OK;
   if (!renamed) unlink(temp);
   /* Closed last: the lock says that a temp of this name has a writer. Its data is on disk already. */
-  if (close(sink.fd) && errno != EINTR && status == CAB_OK) status = cab_fail_errno(path, "close");
-  return status == CAB_OK ? sync_directory(path) : status;
+  if (close(sink->fd) && errno != EINTR && status == CAB_OK) status = cab_fail_errno(sink->path, "close");
+  return status == CAB_OK ? sync_directory(sink->path) : status;
 }
 
-CabStatus cab_write_atomic(const char *path, CabFileWriter write, void *ctx) {
-  char temp[PATH_MAX];
+static CabStatus write_once(const char *path, const char *temp, CabFileWriter write, void *ctx, bool *again) {
+  CabSink sink = {.fd = -1, .path = path};
+  CAB_TRY(open_temp(path, temp, &sink.fd));
+  return finish(&sink, temp, write(ctx, &sink), again);
+}
+
+/* PATH.tmp in `temp`. */
+static CabStatus name_temp(const char *path, char *temp, size_t room) {
   size_t n = strlen(path);
-  if (n + 5 > sizeof temp) return cab_fail_file(CAB_E_IO, "", path, -1, "name too long");
+  if (n + 5 > room) return cab_fail_file(CAB_E_IO, "", path, -1, "name too long");
   struct stat s;
   if (!stat(path, &s) && !S_ISREG(s.st_mode))
     return cab_fail_file(CAB_E_IO, "file-kind", path, -1, "exists and is no regular file");
   memcpy(temp, path, n);
   memcpy(temp + n, ".tmp", 5);
+  return CAB_OK;
+}
+
+CabStatus cab_write_atomic(const char *path, CabFileWriter write, void *ctx) {
+  char temp[PATH_MAX];
+  CAB_TRY(name_temp(path, temp, sizeof temp));
   bool again = false;
   CabStatus status = write_once(path, temp, write, ctx, &again);
   if (again) status = write_once(path, temp, write, ctx, &again);
   return status;
+}
+
+CabSink *cab_sink_open(const char *path) {
+  size_t n = strlen(path) + 1;
+  CabSink *sink = cab_calloc(1, sizeof *sink + 2 * n + 4);
+  if (!sink) return NULL;
+  memcpy(sink->own, path, n);
+  sink->path = sink->own;
+  if (name_temp(path, sink->own + n, PATH_MAX < n + 4 ? PATH_MAX : n + 4) == CAB_OK && open_temp(path, sink->own + n, &sink->fd) == CAB_OK) return sink;
+  cab_free(sink);
+  return NULL;
+}
+
+static CabStatus end_sink(CabSink *sink, CabStatus status) {
+  bool ignored = false;
+  status = finish(sink, sink->own + strlen(sink->own) + 1, status, &ignored);
+  cab_free(sink);
+  return status;
+}
+
+CabStatus cab_sink_patch(CabSink *sink, const void *bytes, uint64_t count, uint64_t offset) {
+  ssize_t n = FAULT("file.write", ENOSPC) ? -1 : pwrite(sink->fd, bytes, count, (off_t)offset);
+  if (n >= 0 && (uint64_t)n < count) errno = EIO;
+  return n == (ssize_t)count ? CAB_OK : cab_fail_errno(sink->path, "write");
+}
+
+CabStatus cab_sink_commit(CabSink *sink) { return end_sink(sink, CAB_OK); }
+
+void cab_sink_abort(CabSink *sink) {
+  if (sink) end_sink(sink, CAB_E_IO);
 }
 
 static CabStatus write_block(void *ctx, CabSink *sink) {

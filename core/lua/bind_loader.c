@@ -239,11 +239,11 @@ static int loader_next(lua_State *L) {
   return 3;
 }
 
-static bool holds(const CabTensor *t, CabDtype dtype, int rank, const int64_t *shape) {
+bool bind_holds(const CabTensor *t, CabDtype dtype, int rank, const int64_t *shape) {
   return t->dtype == dtype && t->rank == rank && !memcmp(t->shape, shape, (size_t)rank * sizeof *shape) && cab_tensor_contiguous(t);
 }
 
-static void write_batch(lua_State *L, CabTensor *t, const void *from, size_t bytes) {
+void bind_write(lua_State *L, CabTensor *t, const void *from, size_t bytes) {
   CabDevice *device = t->storage->device;
   char where[48];
   CabStatus status = device->copy(device, cab_tensor_data(t), from, bytes, 1);
@@ -260,12 +260,12 @@ static int loader_into(lua_State *L) {
   await_batch(L, l);
   const CabBatch *b = &l->batch;
   int64_t shape[4] = {b->count, t->channels, t->size, t->size}, flat[2] = {b->count, l->classes};
-  bool fits = b->count && holds(images, t->bytes ? CAB_U8 : CAB_F32, 4, shape) && holds(labels, CAB_I32, 1, shape) &&
-              !targets == !b->targets && (!targets || holds(targets, CAB_F32, 2, flat));
+  bool fits = b->count && bind_holds(images, t->bytes ? CAB_U8 : CAB_F32, 4, shape) && bind_holds(labels, CAB_I32, 1, shape) &&
+              !targets == !b->targets && (!targets || bind_holds(targets, CAB_F32, 2, flat));
   if (fits) {
-    write_batch(L, images, b->images, (size_t)b->count * cab_transform_size(t));
-    write_batch(L, labels, b->labels, (size_t)b->count * sizeof(int32_t));
-    if (targets) write_batch(L, targets, b->targets, (size_t)b->count * (size_t)l->classes * sizeof(float));
+    bind_write(L, images, b->images, (size_t)b->count * cab_transform_size(t));
+    bind_write(L, labels, b->labels, (size_t)b->count * sizeof(int32_t));
+    if (targets) bind_write(L, targets, b->targets, (size_t)b->count * (size_t)l->classes * sizeof(float));
     l->pending = false;
   }
   return lua_pushboolean(L, fits), 1;

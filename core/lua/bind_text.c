@@ -1,18 +1,10 @@
 /* bind_text.c - core.tokenizer: byte-level BPE for Lua. Ids count from 0. */
 #include <string.h>
 
-#include "bind.h"
-#include "tokenizer.h"
+#include "bind_text.h"
 
-#define META "cab.tokenizer"
-
-/* Results lie here while Lua may raise; ids are reused from call to call. */
-typedef struct {
-  CabTokenizer *t; /* NULL: closed */
-  CabEncoder *e;
-  CabIds ids;
-  CabBytes bytes;
-} Tokenizer;
+#define META BIND_TOKENIZER
+typedef BindTokenizer Tokenizer;
 
 static Tokenizer *check_any(lua_State *L) {
   Tokenizer *k = luaL_testudata(L, 1, META);
@@ -20,11 +12,14 @@ static Tokenizer *check_any(lua_State *L) {
   return k;
 }
 
-static Tokenizer *check(lua_State *L) {
-  Tokenizer *k = check_any(L);
+BindTokenizer *bind_check_tokenizer(lua_State *L, int idx) {
+  Tokenizer *k = luaL_testudata(L, idx, META);
+  if (!k) bind_arg_error(L, idx, "tokenizer expected, got %s", bind_type_name(L, idx));
   if (!k->t) bind_fail(L, CAB_E_LUA, "tokenizer is closed");
   return k;
 }
+
+static Tokenizer *check(lua_State *L) { return bind_check_tokenizer(L, 1); }
 
 static int close_it(lua_State *L) {
   Tokenizer *k = check_any(L);
@@ -159,14 +154,7 @@ static int save(lua_State *L) {
 void bind_text(lua_State *L) {
   static const luaL_Reg methods[] = {{"encode", encode}, {"decode", decode}, {"token", token}, {"id", id_of}, {"count", count},
                                      {"hash", hash}, {"save", save}, {"close", close_it}, {NULL, NULL}};
-  if (luaL_newmetatable(L, META)) {
-    lua_pushcfunction(L, close_it), lua_setfield(L, -2, "__gc");
-    lua_pushcfunction(L, close_it), lua_setfield(L, -2, "__close");
-    lua_newtable(L);
-    luaL_setfuncs(L, methods, 0);
-    lua_setfield(L, -2, "__index");
-    lua_pushstring(L, "tokenizer"), lua_setfield(L, -2, "__metatable");
-  }
-  lua_pop(L, 1);
+  bind_data_class(L, META, "tokenizer", close_it, methods);
   lua_pushcfunction(L, open_it), lua_setfield(L, -2, "tokenizer");
+  bind_tokens(L);
 }

@@ -16,6 +16,7 @@ examples:
   cab diff best.safetensors other.pth            which tensors differ, and by how much
   cab data show my.lua --sample 17 --epoch 3     the picture that the network saw, as show.png
   cab data subset my.lua --fraction 0.1 --out ten.txt   a list for data.list: 10 % of each class
+  cab tokenize books.jsonl -o books.bin          a token file for data.train; --tokenizer phi, a file or a model folder
 exit codes: 0 done, 1 Lua error, 2 usage or recipe, 65 input file refused, 69 device, 70 internal error, 71 memory,
   74 I/O, 75 stopped and resumable, 76 not-finite numbers, 130 interrupted twice]]
 
@@ -57,6 +58,7 @@ local function parser()
   run.error, eval.error = p.error, p.error
   add_data(p)
   require "cab.weight_tools".add(p)
+  require "cab.tokenize".arguments(p).error = p.error
   return p
 end
 
@@ -162,6 +164,11 @@ function commands.repl() return require "cab.repl".run() end
 
 for _, name in ipairs { "inspect", "convert", "diff" } do
   commands[name] = function(args) return require "cab.weight_tools"[name](parser():parse(args)) end
+end
+
+function commands.tokenize(args)
+  require "cab.tokenize".run(parser():parse(args))
+  return 0
 end
 
 function commands.doctor(args)

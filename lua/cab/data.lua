@@ -149,6 +149,14 @@ for kind, def in pairs(M.kinds) do
   end
 end
 
+--- Text for language models: lua/cab/text.lua.
+M.kinds.text = { options = require "cab.text".options, build = function(spec, device) return require "cab.text".build(spec, device) end }
+function M.text(options)
+  local spec = check.options(M.kinds.text.options, options, "data.text")
+  spec.kind = "text"
+  return spec
+end
+
 ---@class Data
 ---@field device string where batches go: "cpu", "cuda:0"
 ---@field classes integer
@@ -349,6 +357,7 @@ end
 function M.build(spec, device)
   local def = M.kinds[spec.kind]
   if not def then check.usage("data: " .. check.unknown("kind", spec.kind, M.kinds)) end
+  if def.build then return def.build(spec, device) end
   local self = setmetatable({ spec = spec, files = { train = def.files(spec, "train"), test = def.files(spec, "test") } }, Data)
   check_there(spec, def, self.files)
   self.sets = { train = def.open(self.files.train, nil, spec) }

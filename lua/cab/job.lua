@@ -62,19 +62,23 @@ end
 
 -- The stages' borders in steps, and each stage's schedule: one over all stages, unless a stage brings its own rate.
 local function plan(self)
-  local r, last = self.recipe, 0
-  local per_epoch = self.per_epoch
-  for _, s in ipairs(self.stages) do
+  local r, last, spans = self.recipe, 0, require "cab.schedule"
+  local facts = { per_epoch = self.per_epoch, tokens = self.data.length and r.batch * self.data.length }
+  for i, s in ipairs(self.stages) do
     s.first = last + 1
-    s.last = last + (s.spec.steps or math.max(1, math.floor(s.spec.epochs * per_epoch + 0.5)))
+    s.last = last + math.max(1, s.spec.steps or s.spec.tokens and spans.budget(s.spec.tokens, ("stages.%d.tokens"):format(i), facts)
+      or math.floor(s.spec.epochs * facts.per_epoch + 0.5))
     last = s.last
   end
   self.steps = last
   local function schedule(steps, lr)
     local o = r.optim
-    return { kind = o.schedule, lr = lr, low = math.min(o.low, lr), start = math.min(o.start, lr), steps = steps,
-      warmup = math.floor(o.warmup * per_epoch + 0.5), cooldown = math.floor(o.cooldown * per_epoch + 0.5) }
+    local function span(key) return spans.steps(o[key], "optim." .. key, { per_epoch = facts.per_epoch, tokens = facts.tokens, steps = steps }) end
+    return { kind = o.schedule, lr = lr, low = math.min(o.low, lr), start = math.min(o.start, lr), steps = steps, warmup = span "warmup",
+      cooldown = span "cooldown" }
   end
+  facts.steps = last
+  self.eval_every = spans.steps(r.eval.every, "eval.every", facts)
   for _, s in ipairs(self.stages) do
     s.schedule = s.spec.lr and schedule(s.last - s.first + 1, s.spec.lr) or schedule(self.steps, r.optim.lr)
     s.origin = s.spec.lr and s.first - 1 or 0

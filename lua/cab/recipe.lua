@@ -1,5 +1,6 @@
 --- Recipes: a checked table of specs. Nothing is built here, so overrides such as `data.fraction=0.05` come before construction.
 local check = require "cab.check"
+local schedule = require "cab.schedule"
 local M = {}
 
 local numbers = "number"
@@ -34,13 +35,13 @@ local parts = {
     beta2        = { numbers, default = 0.999, min = 0, max = 1 },
     eps          = { numbers, default = 1e-8, min = 0 },
     schedule     = { "string", default = "cosine", one_of = { "constant", "cosine" } },
-    warmup       = { numbers, default = 0, min = 0 },           -- epochs, may be a fraction
-    cooldown     = { numbers, default = 0, min = 0 },           -- epochs at `low`
+    warmup       = { "number|string", default = 0, min = 0 },   -- epochs, may be a fraction; "500 steps", "20M tokens", "10 %" of all steps
+    cooldown     = { "number|string", default = 0, min = 0 },   -- the same, at `low`
     clip         = { numbers, default = 0, min = 0 },           -- largest global L2 norm of the gradient, 0: off
     ema          = { numbers, default = 0, min = 0, max = 1 },  -- share of the average kept each step, 0: off
   },
   eval = {
-    every   = { numbers, default = 0, min = 0 },                -- epochs between evaluations, 0: only at the end
+    every   = { "number|string", default = 0, min = 0 },        -- between evaluations, as optim.warmup; 0: only at the end
     batch   = { "integer", default = 0, min = 0 },              -- 0: 250 on the CPU, 512 on a GPU
     metrics = { "table", default = { "top1", "top5", "loss", "align" } },
     shares  = { "boolean", default = true },                    -- share of the gradient of each loss term
@@ -54,6 +55,7 @@ local stage = {
   loss   = { "table", required = true },                        -- vanilla=, soft=, align={ "strategy", weight=, options }
   epochs = { numbers, min = 0 },
   steps  = { "integer", min = 1 },
+  tokens = { "number|string", min = 1 },                        -- of text, as 2e8 or "200M"
   lr     = { numbers, min = 0 },                                -- given: the stage has its own schedule
 }
 -- name -> rule of a spec's options.
@@ -91,7 +93,9 @@ local function stages(list)
   for i, given in ipairs(list) do
     local path = "stages." .. i
     local s = check.options(stage, check.value({ "table" }, given, path), path)
-    if (s.epochs == nil) == (s.steps == nil) then check.usage(path .. " needs either epochs or steps") end
+    local lengths = (s.epochs and 1 or 0) + (s.steps and 1 or 0) + (s.tokens and 1 or 0)
+    if lengths ~= 1 then check.usage(path .. " needs one of epochs, steps and tokens") end
+    if s.tokens then schedule.count(s.tokens, path .. ".tokens") end
     local loss, count = {}, 0
     for name, value in pairs(s.loss) do
       if type(name) ~= "string" then check.usage(path .. ".loss: every term needs a name, as align = { \"attention_bridge\" }") end
@@ -123,6 +127,8 @@ function M.resolve(given)
     if key == "optim" and part[1] then part.name, part[1] = part[1], nil end
     r[key] = check.options(rules, part, key)
   end
+  for _, key in ipairs { "warmup", "cooldown" } do schedule.span(r.optim[key], "optim." .. key) end
+  schedule.span(r.eval.every, "eval.every")
   for _, metric in ipairs(r.eval.metrics) do
     local ok = false
     for _, name in ipairs(M.metrics) do ok = ok or name == metric end
@@ -195,6 +201,8 @@ local function rules_at(path, value)
   if first == "stages" and rest:find("^%d+$") then return stage end
 end
 
+local lengths = { steps = true, epochs = true, tokens = true } -- of a stage: one of them
+
 local function set(r, text)
   local path, value = text:match("^([%w_.]+)=(.*)$")
   if not path then check.fail(2, ("override '%s': expected key=value"):format(text)) end
@@ -222,8 +230,9 @@ local function set(r, text)
         check.fail(2, ("override '%s': %s is a table, set one of its keys"):format(text, here))
       end
       at[key] = check.value(rule or { "any" }, parse(value, rule, here), here)
-      if done:find("^stages%.%d+$") and key == "steps" then at.epochs = nil end
-      if done:find("^stages%.%d+$") and key == "epochs" then at.steps = nil end
+      if done:find("^stages%.%d+$") and lengths[key] then
+        for other in pairs(lengths) do if other ~= key then at[other] = nil end end
+      end
     end
   end
 end

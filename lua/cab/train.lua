@@ -123,8 +123,7 @@ end
 function Run:is_eval(step)
   local job = self.job
   if step == job.steps then return true end
-  local every = math.floor(job.recipe.eval.every * job.per_epoch + 0.5)
-  return every > 0 and step % every == 0
+  return job.eval_every > 0 and step % job.eval_every == 0
 end
 
 function Run:is_stop(step) return core.interrupted() > 0 or step == self.stop_after end
