@@ -38,6 +38,14 @@ return cab.recipe {
 describe("cli", function()
   teardown(function() os.execute("rm -r " .. root) end)
 
+  it("shows and lists the data of a recipe", function()
+    local file = write("seen.lua", recipe)
+    local code, text = cab(("data show %s data.fraction=1 --sample 3 --out %s/seen.png"):format(file, root))
+    assert.are.equal(0, code, text)
+    assert.are.equal("u8", core.read_image(root .. "/seen.png"):dtype())
+    assert.are.equal(0, (cab(("data subset %s --fraction 0.1 --out %s/ten.txt"):format(file, root))))
+  end)
+
   it("runs a recipe with overrides, evaluates and inspects what came out", function()
     local path = write("r.lua", recipe)
     local code, text = cab(("run %s --out %s/a stages.1.epochs=2"):format(path, root))

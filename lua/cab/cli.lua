@@ -166,6 +166,20 @@ for _, name in ipairs { "inspect", "convert", "diff" } do
   commands[name] = function(args) return require "cab.weight_tools"[name](parser():parse(args)) end
 end
 
+-- What a recipe file says, after overrides; of a comparison its first run.
+local function resolved(path, overrides)
+  local value = core.loadfile(path)(path)
+  if require "cab.compare".is(value) then value = value.runs[1].recipe end
+  if not require "cab.recipe".is(value) then check.fail(2, path .. ": returns no recipe", { id = "recipe" }) end
+  return value:override(overrides).resolved
+end
+
+function commands.data(args)
+  local o = parser():parse(args)
+  print(require "cab.data_tools"[o.action](resolved(o.recipe, o.overrides), o))
+  return 0
+end
+
 function commands.tokenize(args)
   require "cab.tokenize".run(parser():parse(args))
   return 0

@@ -149,8 +149,8 @@ for kind, def in pairs(M.kinds) do
   end
 end
 
---- Text for language models: lua/cab/text.lua.
-M.kinds.text = { options = require "cab.text".options, build = function(spec, device) return require "cab.text".build(spec, device) end }
+--- Text for language models: lua/cab/corpus.lua.
+M.kinds.text = { options = require "cab.corpus".options, build = function(spec, device) return require "cab.corpus".build(spec, device) end }
 function M.text(options)
   local spec = check.options(M.kinds.text.options, options, "data.text")
   spec.kind = "text"

@@ -35,12 +35,12 @@ end
 
 local function convert(o, tokenizer)
   for _, path in ipairs(o.files) do
-    if require "cab.text".kind_of(path) == "tokens" then
+    if require "cab.corpus".kind_of(path) == "tokens" then
       check.fail(2, ("%s: expected .txt or .jsonl, either may be .gz"):format(path), { id = "usage", file = path })
     end
   end
   local show = meter()
-  local r = require "cab.text".convert(o.files, o.out, { tokenizer = tokenizer, field = o.field, raw = o.raw, control = o.control, progress = show })
+  local r = require "cab.corpus".convert(o.files, o.out, { tokenizer = tokenizer, field = o.field, raw = o.raw, control = o.control, progress = show })
   if show then io.stderr:write "\r\27[K" end
   print(("%s: %d ids of %d documents, %d bytes of text, %.2f s (%.1f MB/s)"):format(o.out, r.tokens, r.documents, r.bytes, r.seconds,
     r.bytes / r.seconds / 1e6))

@@ -137,6 +137,14 @@ function Data:read(split, at, n)
   return part.tokens:read(part.first + at, n)
 end
 
+--- The first ids of a split, as one text: i32[n].
+---@param split string
+---@param most? integer 0 or none: all
+function Data:ids(split, most)
+  local n = self.tokens[split]
+  return self:read(split, 0, most and most > 0 and math.min(most, n) or n)
+end
+
 --- Whole training batches of an epoch.
 ---@param batch integer
 ---@return integer
