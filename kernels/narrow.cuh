@@ -41,11 +41,14 @@ static __global__ void __launch_bounds__(NARROW_LANES *SHORT_WARPS, 2)
   for (int k = 0; k < KP; k++) load<float, C>(own[k], &ws[k][lane * C]);
 #pragma unroll
   for (int c = 0; c < C; c++) bias[c] = b ? b[n + c] : 0;
+  float old[C] = {};
+  if (ADD && row0 + warp < rows) load<T, C>(old, y + (row0 + warp) * N + n);
   for (int r = warp; r < SHORT_ROWS && row0 + r < rows; r += SHORT_WARPS) {
     float sum[C], xk[4];
-    if (ADD) load<T, C>(sum, y + (row0 + r) * N + n);
 #pragma unroll
-    for (int c = 0; c < C; c++) sum[c] = ADD ? sum[c] + bias[c] : bias[c];
+    for (int c = 0; c < C; c++) sum[c] = bias[c] + old[c];
+    if (ADD && r + SHORT_WARPS < SHORT_ROWS && row0 + r + SHORT_WARPS < rows) /* the next row's, a product ahead */
+      load<T, C>(old, y + (row0 + r + SHORT_WARPS) * N + n);
 #pragma unroll
     for (int k = 0; k < KP; k += 4) {
       load<float, 4>(xk, &xs[r][k]);
@@ -164,7 +167,7 @@ enum { OUTER_WARPS = 4, OUTER_TILE = 64, OUTER_ROWS = OUTER_TILE / OUTER_WARPS /
  * `small` come from shared memory a tile at a time. The warps share the rows and add their sums in order. Grid: slabs x
  * column tiles. */
 template <class T, int SP, int C>
-static __global__ void __launch_bounds__(NARROW_LANES *OUTER_WARPS)
+static __global__ void __launch_bounds__(NARROW_LANES *OUTER_WARPS, SP * C <= 64 ? 4 : 3)
     outer_sums(int64_t rows, int64_t per_slab, int S, int64_t N, const T *small, int64_t ld_small, const T *wide,
                int64_t ld_wide, float *partial) {
   constexpr int THREADS = NARROW_LANES * OUTER_WARPS, AHEAD = OUTER_ROWS / 2;

@@ -49,7 +49,7 @@ struct Gpu : CabStream {
   bool dead, synchronous;
   int architecture;
 };
-enum : size_t { GRAIN = 512, SEGMENT = 32u << 20, STAGING = 8u << 20, WORKSPACE = 64u << 20 };
+enum : size_t { GRAIN = 512, SEGMENT = 32u << 20, LARGEST_SEGMENT = 1u << 30, STAGING = 8u << 20, WORKSPACE = 64u << 20 };
 
 static Gpu *gpu_of(CabDevice *device) { return static_cast<Gpu *>(device->stream); }
 
@@ -90,14 +90,20 @@ static void gpu_trim(CabDevice *device) {
   }
 }
 
+static size_t whole_pages(size_t bytes) { return (bytes + (2u << 20) - 1) >> 21 << 21; }
+
+/* Segments grow with what is held: in few large ones less is lost at the ends. */
 static Block *new_segment(Gpu *gpu, size_t bytes) {
-  size_t size = bytes < SEGMENT ? SEGMENT : (bytes + (2u << 20) - 1) >> 21 << 21;
+  const size_t eighth = (gpu->device->live + gpu->device->cached) / 8;
+  size_t size = eighth < SEGMENT ? SEGMENT : eighth < LARGEST_SEGMENT ? eighth : LARGEST_SEGMENT;
+  size = whole_pages(bytes < size ? size : bytes);
   void *p = nullptr;
   cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed; /* an allocation is no part of a captured step */
   cudaThreadExchangeStreamCaptureMode(&mode);
   if (cab_fault("cuda_malloc") || cudaMalloc(&p, size) != cudaSuccess) {
     cudaGetLastError();
     gpu_trim(gpu->device);
+    size = whole_pages(bytes);
     if (cab_fault("cuda_malloc") || cudaMalloc(&p, size) != cudaSuccess) p = nullptr, cudaGetLastError();
   }
   cudaThreadExchangeStreamCaptureMode(&mode);

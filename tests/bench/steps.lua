@@ -64,10 +64,10 @@ local vision = { -- published: eager (of several hosts) and as a graph with EMA,
   { "f32", 128, "246-351", 197, 15.0 }, { "tf32", 128 }, { "bf16", 128, "418", 161, 9.9 },
 }
 
-local function training(precision, batch, capture)
+local function training(precision, batch, capture, recompute)
   return synthetic.new {
     image = 224, channels = 3, classes = 1000, batch = batch, device = timing.device, precision = precision, capture = capture,
-    student = cab.models.vim { size = "tiny", decay = "identity" }, teacher = cab.models.vit { size = "tiny" },
+    student = cab.models.vim { size = "tiny", decay = "identity", recompute = recompute }, teacher = cab.models.vit { size = "tiny" },
     loss = { soft = 1, align = { "attention_bridge", weight = 3 } }, optim = { ema = 0.9999 },
   }
 end
@@ -83,31 +83,35 @@ local function loop(t, count)
   return (core.now() - begun) / count
 end
 
-local function step(v)
+local function row(v, capture, recompute)
   local precision, batch = v[1], v[2]
-  for _, capture in ipairs { false, true } do
-    local t = training(precision, batch, capture)
-    local seconds = loop(t, capture and 30 or 10)
-    local memory = core.memory(timing.device)
-    local busy = t:captured() and timing.replay(t.stepper.graph) or nil
-    print(("%-5s %4d %-6s %9.2f %9.0f %9s %10.2f %10.2f   %8s %8s %6s %6s"):format(precision, batch, t:captured() and "graph" or "eager",
-      1e3 * seconds, batch / seconds, busy and ("%.1f %%"):format(100 * busy / seconds) or "-", memory.peak / 1e9,
-      (memory.live + memory.cached) / 1e9, capture and (v[4] or "-") or v[3] or "-", v[5] or "-", v[6] or "-",
-      v[6] and ("%.0f"):format(1e3 * batch / v[6]) or "-"))
-    for _, text in ipairs(t.messages) do print("      " .. text) end
-    t:close()
-    t = nil -- luacheck: ignore
-    timing.forget()
-  end
+  local t = training(precision, batch, capture, recompute)
+  local seconds = loop(t, capture and 30 or 10)
+  local memory = core.memory(timing.device)
+  local busy = t:captured() and timing.replay(t.stepper.graph) or nil
+  print(("%-5s %4d %-10s %9.2f %9.0f %9s %8s %8.2f   %8s %8s %6s %6s"):format(precision, batch,
+    (t:captured() and "graph" or "eager") .. (recompute and " again" or ""), 1e3 * seconds, batch / seconds,
+    busy and ("%.1f %%"):format(100 * busy / seconds) or "-", t:captured() and "-" or ("%.2f"):format(memory.peak / 1e9),
+    (memory.live + memory.cached) / 1e9, capture and (v[4] or "-") or v[3] or "-", v[5] or "-", v[6] or "-",
+    v[6] and ("%.0f"):format(1e3 * batch / v[6]) or "-"))
+  for _, text in ipairs(t.messages) do print("      " .. text) end
+  t:close()
+  t = nil -- luacheck: ignore
+  timing.forget()
 end
 
---- Eager rows run as they come, graph rows replay one captured step. busy: a replay alone over a step of the loop.
+--- Eager rows run as they come, graph rows replay one captured step. again: with recompute. busy: a replay alone over a step of the
+--- loop. in use: the most bytes of tensors at a time; held: what the process has taken from the device, a graph's memory included.
 function M.vision(batches)
   print "\n-- training step: Vim-Tiny under DeiT-Tiny, 224 px, soft loss and bridge, clipping, AdamW, average of the weights"
-  print(("%-5s %4s %-6s %9s %9s %9s %10s %10s   %8s %8s %6s %6s"):format("", "b", "", "ms", "images/s", "busy", "peak GB", "held GB",
+  print(("%-5s %4s %-10s %9s %9s %9s %8s %8s   %8s %8s %6s %6s"):format("", "b", "", "ms", "images/s", "busy", "GB in use", "GB held",
     "publ. ms", "publ. GB", "goal", "im./s"))
   for _, v in ipairs(vision) do
-    if batches[v[2]] then step(v) end
+    if batches[v[2]] then
+      row(v, false, false)
+      row(v, true, false)
+      row(v, true, true)
+    end
   end
   core.precision(timing.device, "f32")
 end
