@@ -75,9 +75,11 @@ describe("recipe", function()
     { "data.fractoin=1", "'fractoin'.*'fraction'" }, { "student.dpth=1", "'dpth'.*'depth'" }, { "optim=3", "optim is a table" },
     { "data.fraction=2", "expected 0" }, { "nothing", "expected key=value" }, { "stages.2.epochs=1", "unknown key '2'" },
     { "stages.1.loss.align.hiden=1", "'hiden'.*'hidden'" }, { "eval.shares=1", "is no boolean" }, { "batch.x=1", "not a table" },
+    { "optim.lr=1e999", "finite" }, { "optim.lr=nan", "no number" }, { "name=\xff", "name: '\\xff' is not UTF%-8" },
+    { 'pairs=["manual","\xff"]', "pairs" }, { ("x"):rep(100000) .. "=1", "unknown key 'x+%.%.%.'" }, { "\27[31m=1", "'\\x1b%[31m=1': expected" },
   }
   for _, case in ipairs(bad) do
-    it("refuses the override " .. case[1], function()
+    it("refuses the override " .. cab.core.escape(case[1]), function()
       assert.matches(case[2], fault(function() cab.recipe(given()):override { case[1] } end))
     end)
   end

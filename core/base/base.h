@@ -74,6 +74,8 @@ void cab_free(void *p);
 #ifdef CAB_FAULTS
 /* True if the test asked this point to fail now: CAB_FAULT="name:nth[:sticky|abort|exit]". */
 bool cab_fault(const char *name);
+/* From here on as CAB_FAULT says, calls counted from 0; nth 0: none fails. -> calls of the point since it was last set. */
+uint64_t cab_fault_set(const char *name, uint64_t nth, bool sticky);
 #else
 #define cab_fault(name) (false)
 #endif

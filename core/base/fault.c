@@ -66,6 +66,18 @@ bool cab_fault(const char *name) {
   if (fails && wanted_mode == EXIT) _exit(99);
   return fails;
 }
+
+uint64_t cab_fault_set(const char *name, uint64_t nth, bool sticky) {
+  uint64_t calls = 0;
+  pthread_mutex_lock(&lock);
+  if (!ready) setup();
+  for (int i = 0; i < point_count; i++)
+    if (!strcmp(points[i].name, name)) calls = points[i].calls, points[i].calls = 0;
+  snprintf(wanted, sizeof wanted, "%s", name);
+  wanted_nth = nth, wanted_mode = sticky ? STICKY : ONCE;
+  pthread_mutex_unlock(&lock);
+  return calls;
+}
 #else
 typedef int cab_no_faults; /* C wants one declaration in a file */
 #endif

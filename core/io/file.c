@@ -108,6 +108,9 @@ static CabStatus grow(CabBytes *out, size_t *capacity, uint64_t limit, const cha
   return CAB_OK;
 }
 
+static void *zlib_alloc(void *ud, unsigned count, unsigned size) { return (void)ud, cab_malloc(count, size); }
+static void zlib_free(void *ud, void *p) { (void)ud, cab_free(p); }
+
 static CabStatus inflate_all(z_stream *z, const uint8_t *bytes, size_t length, const char *file, uint64_t limit, CabBytes *out) {
   size_t capacity = length < limit ? length + 1 : limit + 1, used = 0;
   out->data = cab_malloc(capacity, 1);
@@ -139,7 +142,7 @@ static CabStatus inflate_all(z_stream *z, const uint8_t *bytes, size_t length, c
 
 CabStatus cab_gunzip(const uint8_t *bytes, size_t length, const char *file, uint64_t limit, CabBytes *out) {
   *out = (CabBytes){0};
-  z_stream z = {0};
+  z_stream z = {.zalloc = zlib_alloc, .zfree = zlib_free};
   if (inflateInit2(&z, 15 + 16) != Z_OK) return cab_fail(CAB_E_MEMORY, "out of memory in inflate");
   CabStatus status = inflate_all(&z, bytes, length, file, limit, out);
   inflateEnd(&z);

@@ -235,6 +235,14 @@ static void push_value(lua_State *L, const json_t *value, int depth) {
   }
 }
 
+/* jansson's error says nothing of memory. */
+static bool starved;
+static void *allocate(size_t size) {
+  void *p = cab_malloc(size, 1);
+  if (!p) starved = true;
+  return p;
+}
+
 /* core.json_decode(text [, file name for messages]) -> value; 65 with line and byte, duplicate keys refused */
 static int decode(lua_State *L) {
   size_t length;
@@ -243,8 +251,9 @@ static int decode(lua_State *L) {
   json_t **tree = lua_newuserdatauv(L, sizeof *tree, 0);
   *tree = NULL;
   luaL_setmetatable(L, TREE_META);
+  starved = false;
   *tree = json_loadb(text, length, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY | JSON_ALLOW_NUL, &error);
-  if (!*tree && json_error_code(&error) == json_error_out_of_memory) bind_fail(L, CAB_E_MEMORY, "json_decode: out of memory");
+  if (!*tree && starved) bind_fail(L, CAB_E_MEMORY, "json_decode: out of memory");
   if (!*tree) {
     char shown[340];
     cab_escape(error.text, strlen(error.text), shown);
@@ -268,6 +277,7 @@ static int mark_array(lua_State *L) {
 
 void bind_json(lua_State *L) {
   static const luaL_Reg functions[] = {{"json_decode", decode}, {"json_array", mark_array}, {NULL, NULL}};
+  json_set_alloc_funcs(allocate, cab_free);
   luaL_newmetatable(L, ARRAY_META);
   lua_pop(L, 1);
   if (luaL_newmetatable(L, TREE_META)) {

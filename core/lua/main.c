@@ -143,8 +143,9 @@ static int on_error(lua_State *L) {
     return lua_settop(L, 1), 1;
   }
   const char *text = luaL_tolstring(L, 1, NULL);
+  bool memory = !strcmp(text, "not enough memory"); /* Lua's own, caught and raised again */
   lua_newtable(L);
-  lua_pushinteger(L, CAB_E_LUA), lua_setfield(L, -2, "code");
+  lua_pushinteger(L, memory ? CAB_E_MEMORY : CAB_E_LUA), lua_setfield(L, -2, "code");
   lua_pushstring(L, text), lua_setfield(L, -2, "message"); /* has its position already */
   luaL_traceback(L, L, NULL, 1), lua_setfield(L, -2, "traceback");
   luaL_setmetatable(L, BIND_ERROR);

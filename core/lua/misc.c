@@ -186,10 +186,31 @@ static int load_file(lua_State *L) {
   return 1;
 }
 
+#ifdef CAB_FAULTS
+/* core.fault(point, nth, sticky, f) -> calls of the point in f(), what pcall(f) gives. Call nth fails; 0: none. The point is
+ * whole again before Lua goes on, which may need memory for it. */
+static int fault(lua_State *L) {
+  const char *name = bind_check_path(L, 1);
+  int64_t nth = bind_check_int(L, 2);
+  bool sticky = bind_check_bool(L, 3);
+  lua_settop(L, 4);
+  cab_fault_set(name, (uint64_t)nth, sticky);
+  int failed = lua_pcall(L, 0, 1, 0);
+  uint64_t calls = cab_fault_set(name, 0, false);
+  lua_pushinteger(L, (lua_Integer)calls);
+  lua_pushboolean(L, !failed);
+  lua_pushvalue(L, 4);
+  return 3;
+}
+#endif
+
 void bind_misc(lua_State *L) {
   static const luaL_Reg functions[] = {
       {"device", device_of}, {"device_available", device_available}, {"devices", devices}, {"precision", precision}, {"sync", sync_device},
       {"memory", memory},   {"reset_peak", reset_peak}, {"trim", trim},       {"threads", threads}, {"now", now},
       {"isatty", is_terminal}, {"escape", escape},      {"nearest", nearest}, {"loadfile", load_file}, {NULL, NULL}};
   luaL_setfuncs(L, functions, 0);
+#ifdef CAB_FAULTS
+  lua_pushcfunction(L, fault), lua_setfield(L, -2, "fault");
+#endif
 }

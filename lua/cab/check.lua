@@ -20,7 +20,17 @@ function M.usage(text) options.fail(2, "recipe", text) end
 ---@param e any an error value
 ---@return integer exit code
 function M.code(e)
+  if e == "not enough memory" then return 71 end -- what Lua raises
   return (type(e) == "table" or type(e) == "userdata") and math.tointeger(e.code) or 1
+end
+
+--- core.json_decode where what is no JSON has another message of the caller's own; other faults, as of memory, pass.
+---@param text string
+---@return any value nil: not JSON
+function M.decode(text)
+  local ok, value = pcall(core.json_decode, text)
+  if not ok and M.code(value) ~= 65 then error(value, 0) end
+  return ok and value or nil
 end
 
 --- "unknown option 'x'; did you mean 'y'?" or the list of what there is.
@@ -31,8 +41,9 @@ end
 function M.unknown(what, name, names)
   local list = #names > 0 and names or options.names(names)
   local near = options.nearest(name, list)
-  return near and ("unknown %s '%s'; did you mean '%s'?"):format(what, tostring(name), near)
-    or ("unknown %s '%s' (known: %s)"):format(what, tostring(name), table.concat(list, ", "))
+  local shown = core.escape(tostring(name))
+  return near and ("unknown %s '%s'; did you mean '%s'?"):format(what, shown, near)
+    or ("unknown %s '%s' (known: %s)"):format(what, shown, table.concat(list, ", "))
 end
 
 local function kind_of(value) return math.type(value) == "integer" and "integer" or type(value) end
@@ -58,7 +69,7 @@ function M.value(rule, value, path)
   rule = entry(rule)
   if not fits(rule, value) then
     M.usage(("%s is %s, expected %s"):format(path, type(value) == "table" and "a table"
-      or ("%s (%s)"):format(tostring(value), kind_of(value)), (rule[1]:gsub("|", " or "))))
+      or ("%s (%s)"):format(core.escape(tostring(value)), kind_of(value)), (rule[1]:gsub("|", " or "))))
   end
   if rule[1]:find("integer") and type(value) == "number" then value = math.tointeger(value) or value end
   if type(value) == "number" and (value ~= value or (rule.min and value < rule.min) or (rule.max and value > rule.max)) then
@@ -81,6 +92,25 @@ function M.per_channel(value, channels, path)
   for c = 1, channels do out[c] = #list == 1 and list[1] or list[c] end
   if #list ~= 1 and #list ~= channels then M.usage(("%s has %d values, the images have %d channels"):format(path, #list, channels)) end
   return out
+end
+
+--- Faults with code 2 on what recipe.json could not hold: text that is not UTF-8, numbers that are not finite, functions.
+---@param value any
+---@param path string for messages
+function M.storable(value, path)
+  local kind = type(value)
+  if kind == "string" and not utf8.len(value) then
+    M.usage(("%s: '%s' is not UTF-8"):format(path, core.escape(value)))
+  elseif kind == "number" and (value ~= value or value == math.huge or value == -math.huge) then
+    M.usage(("%s is %s, expected a finite number"):format(path, value))
+  elseif kind == "table" and not value.is_strategy then
+    for k, v in pairs(value) do
+      M.storable(k, path .. ": a key")
+      M.storable(v, path .. "." .. k)
+    end
+  elseif kind ~= "table" and kind ~= "string" and kind ~= "number" and kind ~= "boolean" then
+    M.usage(("%s is a %s, expected a number, text, boolean or table"):format(path, kind))
+  end
 end
 
 --- A table of options against a schema: unknown keys, wrong types and ranges are faults with code 2; defaults are filled in.

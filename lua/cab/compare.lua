@@ -42,7 +42,7 @@ function Comparison:override(texts)
     for _, run in ipairs(self.runs) do
       local ok, e = pcall(run.recipe.override, run.recipe, { text })
       if ok then taken = true
-      elseif not text:find("^stages%.%d+%.loss%.") then error(e, 0)
+      elseif check.code(e) ~= 2 or not text:find("^stages%.%d+%.loss%.") then error(e, 0)
       else first = first or e end
     end
     if not taken then error(first, 0) end

@@ -120,10 +120,9 @@ function M.metrics(path)
   while start <= #text do
     local stop = text:find("\n", start, true)
     number = number + 1
-    local ok, row
-    if stop then ok, row = pcall(core.json_decode, text:sub(start, stop - 1)) end
-    if not stop or ((not ok or type(row) ~= "table") and stop == #text) then torn = true; break end
-    if not ok or type(row) ~= "table" then
+    local row = stop and check.decode(text:sub(start, stop - 1))
+    if type(row) ~= "table" and (not stop or stop == #text) then torn = true; break end
+    if type(row) ~= "table" then
       check.fail(65, ("%s: byte %d: line %d is no JSON object"):format(path, start - 1, number), { file = path, offset = start - 1, id = "metrics" })
     end
     rows[#rows + 1] = row
@@ -197,8 +196,8 @@ function Folder:sweep()
 end
 
 local function verify(path, manifest_path)
-  local ok, m = pcall(core.json_decode, read(manifest_path))
-  if not ok or type(m) ~= "table" or type(m.xxh64) ~= "string" then
+  local m = check.decode(read(manifest_path))
+  if type(m) ~= "table" or type(m.xxh64) ~= "string" then
     check.fail(65, ("%s: not a checkpoint manifest"):format(manifest_path), { file = manifest_path, id = "manifest" })
   end
   local size = lfs.attributes(path, "size")
@@ -230,7 +229,8 @@ function Folder:load(latest_good, warn)
     end)
     if ok then return found, manifest end
     first = first or found
-    if not latest_good then error(found, 0) end
+    local damaged = check.code(found) == 65 or check.code(found) == 74
+    if not latest_good or not damaged then error(found, 0) end
     warn(("%s; trying an older checkpoint"):format(tostring(found)))
   end
   if first then error(first, 0) end

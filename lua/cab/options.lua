@@ -22,35 +22,13 @@ function options.fail(code, id, message)
   error(core.error { code = code, id = id, message = position() .. message, where = "" }, 0)
 end
 
--- Levenshtein distance, two rows.
-local function distance(a, b)
-  local row = {}
-  for j = 0, #b do row[j] = j end
-  for i = 1, #a do
-    local diagonal = row[0]
-    row[0] = i
-    for j = 1, #b do
-      local above = row[j]
-      local change = a:byte(i) == b:byte(j) and 0 or 1
-      row[j] = math.min(above + 1, row[j - 1] + 1, diagonal + change)
-      diagonal = above
-    end
-  end
-  return row[#b]
-end
-
---- The closest of `names`, nil if none is close (more than half of the letters differ).
+--- The closest of `names`, nil if none is close (more than a third of the letters differ) or `name` is no text.
 ---@param name any
 ---@param names string[]
 ---@return string|nil
 function options.nearest(name, names)
-  if type(name) ~= "string" then return nil end
-  local best, least
-  for _, other in ipairs(names) do
-    local d = distance(name:lower(), other:lower())
-    if not least or d < least then best, least = other, d end
-  end
-  return best and least <= math.max(2, #name // 2) and best or nil
+  if type(name) ~= "string" or name == "" or name:find "%z" then return nil end
+  return core.nearest(name, names)
 end
 
 --- Sorted string keys of the tables given.
@@ -74,7 +52,7 @@ end
 function options.unknown(what, name, names, code)
   local near = options.nearest(name, names)
   options.fail(code or 2, "unknown-name", ("unknown %s '%s'%s (known: %s)"):format(
-    what, tostring(name), near and ("; did you mean '%s'?"):format(near) or "", table.concat(names, ", ")))
+    what, core.escape(tostring(name)), near and ("; did you mean '%s'?"):format(near) or "", table.concat(names, ", ")))
 end
 
 --- `value` if it is one of `choices`, else an error with the nearest one.

@@ -1,4 +1,5 @@
 --- Recipes: a checked table of specs. Nothing is built here, so overrides such as `data.fraction=0.05` come before construction.
+local core = require "cab.core"
 local check = require "cab.check"
 local schedule = require "cab.schedule"
 local M = {}
@@ -121,6 +122,7 @@ end
 ---@return table
 function M.resolve(given)
   local r = check.options(schema, given, "recipe")
+  for key, value in pairs(r) do check.storable(value, key) end
   check_device(r.device)
   for key, rules in pairs(parts) do
     local part = check.copy(r[key])
@@ -185,11 +187,11 @@ local function parse(text, rule, path)
     if n then return n end
   end
   if allows "table" and text:find("^[%[{]") then
-    local ok, value = pcall(require "cab.core".json_decode, text)
-    if ok then return value end
+    local value = check.decode(text)
+    if value ~= nil then return value end
   end
   if allows "string" then return text end
-  check.fail(2, ("%s: '%s' is no %s"):format(path, text, (kinds:gsub("|", " or "))))
+  check.fail(2, ("%s: '%s' is no %s"):format(path, core.escape(text), (kinds:gsub("|", " or "))))
 end
 
 -- What may be set inside `value` at `path`: rules by key, or nil where any present key may.
@@ -205,7 +207,8 @@ local lengths = { steps = true, epochs = true, tokens = true } -- of a stage: on
 
 local function set(r, text)
   local path, value = text:match("^([%w_.]+)=(.*)$")
-  if not path then check.fail(2, ("override '%s': expected key=value"):format(text)) end
+  local shown = core.escape(text)
+  if not path then check.fail(2, ("override '%s': expected key=value"):format(shown)) end
   local at, done, keys = r, "", {}
   for key in path:gmatch("[^.]+") do keys[#keys + 1] = math.tointeger(tonumber(key)) or key end
   for i, key in ipairs(keys) do
@@ -214,12 +217,12 @@ local function set(r, text)
     for k in pairs(rules or {}) do known[tostring(k)] = true end
     for k in pairs(at) do known[tostring(k)] = true end
     if not known[tostring(key)] then
-      check.fail(2, ("override '%s': %s"):format(text, check.unknown("key", tostring(key), known)))
+      check.fail(2, ("override '%s': %s"):format(shown, check.unknown("key", tostring(key), known)))
     end
     local here = done == "" and tostring(key) or done .. "." .. key
     if i < #keys then
       if type(at[key]) ~= "table" then
-        check.fail(2, ("override '%s': %s is %s"):format(text, here, at[key] == nil and "not given in this recipe" or "not a table"))
+        check.fail(2, ("override '%s': %s is %s"):format(shown, here, at[key] == nil and "not given in this recipe" or "not a table"))
       end
       at, done = at[key], here
     elseif type(at[key]) == "table" and at[key].weight and tonumber(value) then
@@ -227,7 +230,7 @@ local function set(r, text)
     else
       local rule = rules and rules[key] and check.entry(rules[key]) or at[key] ~= nil and check.entry(at[key]) or nil
       if rule and rule[1] == "table" and not value:find("^[%[{]") then
-        check.fail(2, ("override '%s': %s is a table, set one of its keys"):format(text, here))
+        check.fail(2, ("override '%s': %s is a table, set one of its keys"):format(shown, here))
       end
       at[key] = check.value(rule or { "any" }, parse(value, rule, here), here)
       if done:find("^stages%.%d+$") and lengths[key] then

@@ -220,8 +220,8 @@ end
 
 local function resume(self, how)
   local path = self.folder.path
-  local ok, saved = pcall(core.json_decode, folders.read(path .. "/recipe.json"))
-  if not ok or type(saved) ~= "table" or type(saved.recipe) ~= "table" then
+  local saved = check.decode(folders.read(path .. "/recipe.json"))
+  if type(saved) ~= "table" or type(saved.recipe) ~= "table" then
     check.fail(65, ("%s/recipe.json: no JSON object with a recipe"):format(path), { file = path .. "/recipe.json", id = "recipe" })
   end
   local key = differing(core.json_decode(core.json_encode(encodable(plain(self.job.recipe)))), saved.recipe, "")
