@@ -22,7 +22,7 @@ end
 
 --- Runs a line of sh. @return integer code, string output
 function M.sh(line)
-  local out = io.popen(("{ %s\n} 2>&1; echo :$?"):format(line))
+  local out = io.popen(("(%s\n) 2>&1; echo :$?"):format(line))
   local output, code = out:read("a"):match "^(.*):(%d+)\n$"
   out:close()
   return math.tointeger(tonumber(code)), output

@@ -56,7 +56,9 @@ CabTensor **bind_check_tensors(lua_State *L, int idx, int *count) {
   for (lua_Unsigned i = 0; i < n; i++) {
     lua_rawgeti(L, idx, (lua_Integer)i + 1);
     list[i] = bind_test_tensor(L, -1); /* the table keeps it alive */
-    if (!list[i] || !list[i]->storage)
+    if (list[i] && !list[i]->storage)
+      bind_arg_error(L, idx, "item %llu: tensor is closed (closed at %s)", i + 1, list[i]->closed_at[0] ? list[i]->closed_at : "?");
+    if (!list[i])
       bind_arg_error(L, idx, "item %llu: tensor expected, got %s", i + 1, bind_type_name(L, -1));
     lua_pop(L, 1);
   }

@@ -57,6 +57,7 @@ end
 M.entry = entry
 
 local function fits(rule, value)
+  if rule[1] == type(value) then return true end
   for kind in rule[1]:gmatch("%w+") do
     if kind == "any" or kind == type(value) or (kind == "integer" and math.tointeger(value)) then return true end
   end

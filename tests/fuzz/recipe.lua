@@ -22,13 +22,14 @@ return function(bytes)
   local texts = {}
   for text in bytes:gmatch "[^\n]+" do texts[#texts + 1] = text end
   local ok, e = pcall(recipe.override, recipe, texts)
+  local accepted = recipe.resolved
+  recipe.resolved = start
   if not ok then
     assert(core.is_error(e) and e.code == 2 and #e.message > 0, e)
-    assert(recipe.resolved == start)
-  else
-    local after = core.json_encode(encodable(recipe.resolved))
+    assert(accepted == start)
+  elseif #bytes % 4 == 0 then -- a share, for speed
+    local after = core.json_encode(encodable(accepted))
     assert(core.json_encode(encodable(cab.recipe(core.json_decode(after)).resolved)) == after, after)
-    recipe.resolved = start
   end
   calls = calls + 1
   if calls % 64 == 0 then assert(core.json_encode(encodable(start)) == before, "the recipe was changed") end
