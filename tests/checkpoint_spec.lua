@@ -305,3 +305,38 @@ describe("published checkpoints", function()
     end
   end
 end)
+
+describe("memory and reads", function()
+  -- Each allocation and each read of a file, once: 71 or 74 or the same values after a second try, never a crash or a leak.
+  it("may fail anywhere while weights are read", function()
+    if core.doctor().build ~= "faults" then return pending "needs a build with fault points (make asan)" end
+    local pipe = io.popen "readlink /proc/$PPID/exe"
+    local program = pipe:read "l"
+    pipe:close()
+    local script = malformed.dir .. "/read.lua"
+    local file <close> = assert(io.open(script, "wb"))
+    file:write [[
+      local core = require "cab.core"
+      local ok, e = pcall(function()
+        local folder = "tests/fixtures/weights/"
+        for _, name in ipairs { "checkpoint_2.pth", "checkpoint_4.pth", "arrays.npz", "checkpoint_expected.safetensors" } do
+          core.load(folder .. name)
+          core.inspect(folder .. name)
+        end
+      end)
+      if not ok then os.exit(type(e) == "table" and e.code or 3) end
+    ]]
+    file:close()
+    pipe = io.popen(("CAB_FAULT_COUNTS=1 '%s' run '%s' 2>&1"):format(program, script))
+    local counts = pipe:read "a"
+    pipe:close()
+    for point, code in pairs { malloc = 71, ["file.read"] = 74, ["file.open"] = 74 } do
+      local count = tonumber(counts:match("fault " .. point:gsub("%.", "%%.") .. " (%d+)"))
+      assert.is_true(count >= 8, counts)
+      for n = 1, count, math.max(1, count // 200) do
+        local _, _, got = os.execute(("CAB_FAULT=%s:%d '%s' run '%s' >/dev/null 2>&1"):format(point, n, program, script))
+        assert.is_true(got == code or got == 0 and point == "malloc", ("%s:%d ends with %d"):format(point, n, got))
+      end
+    end
+  end)
+end)

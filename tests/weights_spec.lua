@@ -87,6 +87,26 @@ describe("published weights", function()
     assert.equal("mingpt", cab.names.detect(with).name)
   end)
 
+  it("of a Hugging Face model without its head lack the prefix", function()
+    local bare = {}
+    for name, t in pairs(cab.load(FOLDER .. "hf_vit/model.safetensors")) do bare[name:gsub("^vit%.", "")] = not name:find "^classifier" and t or nil end
+    bare["pooler.dense.weight"], bare["pooler.dense.bias"] = core.zeros { 16, 16 }, core.zeros { 16 }
+    local layout = cab.names.detect(bare)
+    assert.equal("hf_vit", layout.name)
+    core.save(dir .. "/bare.safetensors", bare)
+    local model = cab.models.vit { weights = dir .. "/bare.safetensors", heads = 2, refit = "head" }:build { classes = 3, image = 16 }
+    assert.same(bare["layernorm.bias"]:totable(), model.norm.bias:totable())
+  end)
+
+  it("of MAE leave the decoder out", function()
+    local t = cab.load(FOLDER .. "timm_vit/model.safetensors")
+    t.mask_token, t["decoder_blocks.3.attn.qkv.weight"], t["head.weight"], t["head.bias"] = core.zeros { 1 }, core.zeros { 1 }, nil, nil
+    local layout = cab.names.detect(t)
+    local normal, dropped = cab.names.normal(t, layout)
+    assert.same({ "mae", { "decoder_blocks.3.attn.qkv.weight", "mask_token" } }, { layout.name, dropped })
+    assert.is_nil(normal.mask_token)
+  end)
+
   it("are told by their names, and the nearest layout is named", function()
     local golden = core.load "tests/fixtures/goldens/vision_tiny_params.safetensors"
     local student = {}
@@ -217,6 +237,18 @@ describe("shards", function()
     assert.same({ { 1, 2 }, { 3 }, { 4 } }, { t.w:totable(), t.v:totable(), t.u:totable() })
     assert.same({ "u", "v", "w" }, (function() local n = {} for i, r in ipairs((cab.inspect(index(good)))) do n[i] = r.name end return n end)())
     assert.equal(2, refused(2, cab.load, index(good), "model").code)
+  end)
+
+  it("are found in a folder, as a single file and PyTorch's are", function()
+    local here = dir .. "/model"
+    lfs.mkdir(here)
+    assert.equal("weights-folder", refused(65, cab.load, here).id)
+    core.save(here .. "/b.bin", { q = core.ones { 1 } }) -- the format is told by the bytes
+    put("model/pytorch_model.bin.index.json", core.json_encode { weight_map = { q = "b.bin" } })
+    assert.is_not_nil(cab.load(here).q)
+    core.save(here .. "/model.safetensors", a)
+    assert.same({ 1, 2 }, cab.load(here .. "/").w:totable())
+    assert.equal(2, #cab.inspect(here))
   end)
 
   local function changed(key, value)

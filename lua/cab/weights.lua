@@ -3,6 +3,7 @@ local core = require "cab.core"
 local check = require "cab.check"
 local options = require "cab.options"
 local names = require "cab.names"
+local lfs = require "lfs"
 
 local M = {}
 
@@ -25,8 +26,9 @@ function M.index(path)
   local files, seen = {}, {}
   for tensor, file in pairs(map) do
     if type(tensor) ~= "string" or type(file) ~= "string" then refuse(path, "shard-map", "weight_map must hold strings") end
-    if file:find "[/\\%z]" or file == "" or file:sub(1, 1) == "." or not file:find "%.safetensors$" then
-      refuse(path, "shard-name", ("'%s' of tensor '%s' is no name of a safetensors file in the same folder"):format(core.escape(file), core.escape(tensor)))
+    if file:find "[/\\%z]" or file:sub(1, 1) == "." or not (file:find "%.safetensors$" or file:find "%.bin$") then
+      refuse(path, "shard-name", ("'%s' of tensor '%s' is no name of a .safetensors or .bin file in the same folder"):format(core.escape(file),
+        core.escape(tensor)))
     end
     if not seen[file] then files[#files + 1] = file end
     seen[file] = true
@@ -53,7 +55,22 @@ local function each_shard(path, read)
   return out
 end
 
-local function is_index(path) return path:find "%.index%.json$" ~= nil end
+-- What a folder of Hugging Face has, the best first.
+local IN_FOLDER = { "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json" }
+
+-- The file to read, and whether it is an index of shards, for which there is no key.
+local function resolve(path, key)
+  if lfs.attributes(path, "mode") == "directory" then
+    local folder = path:gsub("/*$", "/")
+    for _, name in ipairs(IN_FOLDER) do
+      if lfs.attributes(folder .. name) then return resolve(folder .. name, key) end
+    end
+    refuse(path, "weights-folder", "a folder without " .. table.concat(IN_FOLDER, ", "))
+  end
+  local index = path:find "%.index%.json$" ~= nil
+  if index and key then check.fail(2, ("%s: key '%s' is for PyTorch checkpoints"):format(path, key), { file = path, id = "key" }) end
+  return path, index
+end
 
 -- ---- reading -------------------------------------------------------------------------------------
 
@@ -76,20 +93,17 @@ local function unwrap(tensors)
   return tensors, removed
 end
 
---- All tensors of a file: safetensors, an index of shards, PyTorch .pth or .pt, .npy, .npz. "module." and "_orig_mod." are taken
+--- All tensors of a file: safetensors, an index of shards or the folder of one, PyTorch .pth or .pt, .npy, .npz. "module." and "_orig_mod." are taken
 --- off where every name has them.
 ---@param path string
 ---@param key? string which state dict of a PyTorch file, "model_ema"; without it by the rule in core/io/pth.c
 ---@return table<string, cab.Tensor>
 ---@return table<string, string> metadata key: the state dict read; "not read": what else was there; prefix: what was taken off
 function M.read(path, key)
+  local file, index = resolve(path, key)
   local tensors, metadata
-  if is_index(path) then
-    if key then check.fail(2, ("%s: key '%s' is for PyTorch checkpoints"):format(path, key), { file = path, id = "key" }) end
-    tensors, metadata = each_shard(path, function(file) return (core.load(file)) end), {}
-  else
-    tensors, metadata = core.load(path, key)
-  end
+  if index then tensors, metadata = each_shard(file, function(shard) return (core.load(shard)) end), {}
+  else tensors, metadata = core.load(file, key) end
   local plain, removed = unwrap(tensors)
   if removed ~= "" then metadata.prefix = removed end
   return plain, metadata
@@ -101,11 +115,12 @@ end
 ---@return table[]
 ---@return table<string, string> metadata
 function M.inspect(path, key)
-  if not is_index(path) then return core.inspect(path, key) end
+  local file, index = resolve(path, key)
+  if not index then return core.inspect(file, key) end
   local list = {}
-  for _, row in pairs(each_shard(path, function(file)
+  for _, row in pairs(each_shard(file, function(shard)
     local rows = {}
-    for _, row in ipairs(core.inspect(file)) do rows[row.name] = row end
+    for _, row in ipairs(core.inspect(shard)) do rows[row.name] = row end
     return rows
   end)) do list[#list + 1] = row end
   table.sort(list, function(a, b) return a.name < b.name end)
