@@ -51,6 +51,8 @@ local function mamba(embedding)
     "backbone.norm_f.*", "lm_head.weight"))
 end
 
+local mamba_tied = { ["lm_head.weight"] = "backbone.embedding.weight" }
+
 local gpt2_matrices = { "transformer.h.#.attn.c_attn.weight", "transformer.h.#.attn.c_proj.weight", "transformer.h.#.mlp.c_fc.weight",
   "transformer.h.#.mlp.c_proj.weight" }
 local gpt2_rest = same("transformer.wte.weight", "transformer.wpe.weight", "transformer.h.#.ln_1.*", "transformer.h.#.ln_2.*", "transformer.h.#.attn.c_attn.bias",
@@ -68,7 +70,7 @@ end
 local masks = { "transformer.h.#.attn.bias", "transformer.h.#.attn.masked_bias" }
 
 --- Layouts in the order in which they are tried. family: its first layout is the one that models here have. prefix: may be
---- missing in the file. drop: tensors that models here have no use for.
+--- missing in the file. drop: tensors that models here have no use for. tied: tensors that a file may leave out, being others.
 M.layouts = {
   { name = "timm", family = "vit", rules = timm, about = "timm and DeiT, also distilled" },
   { name = "mae", family = "vit", rules = timm, drop = { "mask_token", "decoder_pos_embed", "decoder_embed.*", "decoder_blocks.#.norm1.*",
@@ -87,8 +89,8 @@ M.layouts = {
     "layers.#.mixer.A_log", "layers.#.mixer.A_b_log", "layers.#.mixer.D", "layers.#.mixer.D_b", "layers.#.mixer.in_proj.*", "layers.#.mixer.conv1d.*",
     "layers.#.mixer.conv1d_b.*", "layers.#.mixer.x_proj.*", "layers.#.mixer.x_proj_b.*", "layers.#.mixer.dt_proj.*", "layers.#.mixer.dt_proj_b.*",
     "layers.#.mixer.out_proj.*", "norm_f.*", "head.*") },
-  { name = "mamba_ssm", family = "mamba", rules = mamba "embedding", about = "mamba_ssm, Mamba and Mamba-2" },
-  { name = "hf_mamba", family = "mamba", rules = mamba "embeddings", about = "Hugging Face Mamba and Mamba-2" },
+  { name = "mamba_ssm", family = "mamba", rules = mamba "embedding", tied = mamba_tied, about = "mamba_ssm, Mamba and Mamba-2" },
+  { name = "hf_mamba", family = "mamba", rules = mamba "embeddings", tied = mamba_tied, about = "Hugging Face Mamba and Mamba-2" },
   { name = "phi_mamba", family = "phi_mamba", about = "Phi-Mamba", rules = same("backbone.embedding.weight", "backbone.layers.#.input_layernorm.*",
     "backbone.layers.#.mixer.D", "backbone.layers.#.mixer.z_bias", "backbone.layers.#.mixer.conv1d.*", "backbone.layers.#.mixer.in_proj.*",
     "backbone.layers.#.mixer.out_proj.*", "backbone.layers.#.mlp.fc1.*", "backbone.layers.#.mlp.fc2.*", "backbone.final_layernorm.*", "lm_head.*") },

@@ -222,6 +222,36 @@ function shapes.vim(t)
   return o
 end
 
+-- Language models: the table's rows, and the width of the MLP, told by its bias, whatever the layout of matrices.
+local function of_text(t, table_name, layer, bias)
+  local e, b = t[table_name], t[bias]
+  if not e or e:rank() ~= 2 then return {} end
+  return { vocab = e:size(1), dim = e:size(2), depth = count(t, layer), ratio = b and b:size(1) // e:size(2) }
+end
+
+function shapes.gpt2(t)
+  local o, wpe = of_text(t, "transformer.wte.weight", "^transformer%.h%.(%d+)%.", "transformer.h.0.mlp.c_fc.bias"), t["transformer.wpe.weight"]
+  o.positions = wpe and wpe:size(1)
+  return o
+end
+
+function shapes.phi(t) return of_text(t, "model.embed_tokens.weight", "^model%.layers%.(%d+)%.", "model.layers.0.mlp.fc1.bias") end
+
+-- in_proj makes x and z (E each), B and C (groups x state each) and a (heads). Groups are not in the shapes: as many as heads.
+function shapes.phi_mamba(t)
+  local o = of_text(t, "backbone.embedding.weight", "^backbone%.layers%.(%d+)%.", "backbone.layers.0.mlp.fc1.bias")
+  for i = 0, (o.depth or 0) - 1 do
+    local mixer = ("backbone.layers.%d.mixer."):format(i)
+    local D, enter, leave, conv = t[mixer .. "D"], t[mixer .. "in_proj.weight"], t[mixer .. "out_proj.weight"], t[mixer .. "conv1d.weight"]
+    if D and enter and leave and conv then
+      o.heads, o.expand, o.conv = D:size(1), leave:size(2) // o.dim, conv:size(3)
+      o.state = (enter:size(1) - 2 * leave:size(2) - o.heads) // 2 // o.heads
+      return o
+    end
+  end
+  return o
+end
+
 --- Shapes win over what a size or a default says, not over what is written down: fields of `o` that neither `given` nor `extra`
 --- names are set from the tensors. Heads are not in the shapes: 64 wide, if the width is not that of the size.
 ---@param kind string
@@ -235,7 +265,7 @@ function M.fit(kind, o, given, extra, tensors)
   for key, value in pairs(found) do
     if given[key] == nil and extra[key] == nil then o[key] = value end
   end
-  if o.heads and not given.heads and o.dim ~= width and o.dim % 64 == 0 then o.heads = o.dim // 64 end
+  if o.heads and not given.heads and not found.heads and o.dim ~= width and o.dim % 64 == 0 then o.heads = o.dim // 64 end
 end
 
 -- Other input channels, as timm does: 3 -> 1 sums the colours, else they repeat, scaled to the same sum.
