@@ -104,11 +104,15 @@ M.layouts = {
     "model.layers.#.mlp.fc2.*", "model.layers.#.input_layernorm.*", "model.final_layernorm.*", "lm_head.*") },
 }
 
-local function pattern(name) return "^" .. name:gsub("[%.%-]", "%%%0"):gsub("#", "(%%d+)"):gsub("%*", "([%%w_]+)") .. "$" end
+-- Rule name -> Lua pattern, made once.
+local patterns = setmetatable({}, { __index = function(t, name)
+  t[name] = "^" .. name:gsub("[%.%-]", "%%%0"):gsub("#", "(%%d+)"):gsub("%*", "([%%w_]+)") .. "$"
+  return t[name]
+end })
 
 -- The captures of `name` put into `template`; nil where `name` does not match.
 local function rewrite(name, from, template)
-  local captures = { name:match(pattern(from)) }
+  local captures = { name:match(patterns[from]) }
   if #captures == 0 then return nil end
   local i = 0
   return (template:gsub("[#*]", function()
