@@ -199,11 +199,17 @@ static CabStatus describe(Pth *f, const CabPickleValue *t, CabWeight *v) {
 
 /* ---- walking the dict ---------------------------------------------------------------------- */
 
+static CabStatus check_name(const Pth *f, const CabPickleValue *key) {
+  const uint8_t *text = f->pickle.bytes + key->text;
+  if (!memchr(text, 0, key->count) && rd_is_utf8(text, key->count)) return CAB_OK;
+  return REFUSE("pth-name", place(f, key), "a name holds NUL or is not UTF-8");
+}
+
 /* path + key as a string in w->names. Their room is fixed: a tensor takes more of the pickle than a name of usual length. */
 static CabStatus store_name(Pth *f, size_t prefix, const CabPickleValue *key, const char **out) {
   uint64_t want = sz_add(f->names_used + prefix + 1, key->count);
   const uint8_t *text = f->pickle.bytes + key->text;
-  if (memchr(text, 0, key->count) || !rd_is_utf8(text, key->count)) return REFUSE("pth-name", place(f, key), "a name holds NUL or is not UTF-8");
+  CAB_TRY(check_name(f, key));
   if (want > f->names_room) return REFUSE("pth-limit", place(f, key), "names of more than %llu bytes", (ull)f->names_room);
   char *to = f->w->names + f->names_used;
   memcpy(to, f->path, prefix);
@@ -263,6 +269,7 @@ static CabStatus walk(Pth *f, const CabPickleValue *dict) {
     else if (value->kind == CAB_P_DICT && key->kind == CAB_P_TEXT && value->count) {
       size_t prefix = l->prefix + key->count + 1;
       if (depth == MAX_NESTING || prefix >= sizeof f->path) return REFUSE("pth-limit", place(f, value), "dicts nested deeper than %d", MAX_NESTING);
+      CAB_TRY(check_name(f, key));
       memcpy(f->path + l->prefix, f->pickle.bytes + key->text, key->count);
       f->path[prefix - 1] = '.';
       level[++depth] = (Level){value->items.first, prefix};
