@@ -287,42 +287,65 @@ end)
 describe("data that is not there", function()
   it("is named, with what belongs there and how to say where it is", function()
     local e = require "refused"(74, cab.data.build, cab.data.imagenet { root = root .. "/nowhere" })
-    assert.matches("nowhere/train: no such folder; expected .*nowhere/train: the 1000 folders n01440764", e.message)
+    assert.matches("nowhere/train: no such folder; expected the 1000 folders n01440764", e.message)
     assert.matches("data.root=DIR", e.message)
     assert.matches("no such file; expected the train images of the cifar data", refused(74, cab.data.build, cab.data.cifar { root = root }))
   end)
 end)
 
-describe("the real ViT-Tiny", function()
-  local weights, images = "../shared/data/weights/vit_tiny_patch16_224.safetensors", "../shared/data/images/imagenet-sample-100"
-  it("finds at least 85 and 98 of 100 photographs of ImageNet among its first and first five guesses", function()
-    if not lfs.attributes(weights) or not lfs.attributes(images) then pending(weights .. " or " .. images .. " is not there") return end
-    local at = root .. "/photographs" -- of every tenth class, 0, 10 .. 990
-    lfs.mkdir(at)
-    for name in lfs.dir(images) do
-      local wnid = name:match "^(n%d+)_"
-      if wnid then
-        lfs.mkdir(at .. "/" .. wnid)
-        lfs.link(lfs.currentdir() .. "/" .. images .. "/" .. name, ("%s/%s/%s"):format(at, wnid, name), true)
+describe("recipes/", function()
+  local function recipe(name) return core.loadfile("recipes/" .. name .. ".lua")() end
+  local function epochs(name, preset)
+    local r = recipe(name):override { "preset=" .. preset }.resolved
+    return r.data.fraction, r.stages[1].epochs
+  end
+
+  it("vim_tiny and vim_small are method.md's section 5", function()
+    for name, size in pairs { vim_tiny = "tiny", vim_small = "small" } do
+      local r = recipe(name).resolved
+      assert.same({ size, size, "identity" }, { r.teacher.size, r.student.size, r.student.decay })
+      assert.same({ "rand-m9-mstd0.5-inc1", 0.3, 0.25, 0.8, 1, 0.5 }, { r.data.augment, r.data.jitter, r.data.erase, r.data.mixup, r.data.cutmix, r.data.switch })
+      assert.same({ 224, "resized", true, "bicubic", 0.875, "val" }, { r.data.size, r.data.crop, r.data.flip, r.data.interpolation,
+        r.data.crop_ratio, r.data.test })
+      local o = r.optim
+      assert.same({ 5e-4 * r.batch / 512, 1e-5, 1e-6, 0.05, 0.9, 0.999, 1e-8, 5, 10, 0.99996, 0 },
+        { o.lr, o.low, o.start, o.weight_decay, o.beta1, o.beta2, o.eps, o.warmup, o.cooldown, o.ema, o.clip })
+      assert.equal(64, r.batch)
+      for preset, want in pairs { ["1%"] = { 0.01, 3000 }, ["5%"] = { 0.05, 600 }, ["10%"] = { 0.1, 300 }, ["20%"] = { 0.2, 150 } } do
+        assert.same(want, { epochs(name, preset) })
       end
+      local vanilla = recipe(name):override({ "optim.lr=1e-3", "preset=vanilla", "preset=1%" }).resolved
+      assert.same({ 1e-3, 3000, 0.1 }, { vanilla.optim.lr, vanilla.stages[1].epochs, vanilla.stages[1].loss.vanilla.smoothing })
+      assert.is_nil(vanilla.teacher)
+      assert.is_nil(vanilla.stages[1].loss.align)
     end
-    local set = core.data.open { kind = "folder", root = at }
-    local loader = core.data.loader { dataset = set, batch = 50, threads = 2,
-      transform = { size = 224, resize = math.floor(224 / 0.9), crop = "center", channels = 3, mean = 0.5, std = 0.5 } }
-    local model = cab.models.vit { size = "tiny", weights = weights }:build()
-    local one, five, done = 0, 0, 0
-    while true do
-      local scope <close> = core.scope()
-      local x, y = loader:next()
-      if not x then break end
-      local ids = {}
-      for i, c in ipairs(y:totable()) do ids[i] = 10 * c end
-      local truth = core.tensor(ids, "i32")
-      local logits = core.no_grad(function() return (model:forward(x)) end)
-      one, five, done = one + core.top_k(logits, truth, 1), five + core.top_k(logits, truth, 5), done + #ids
+  end)
+
+  it("say what is missing, where it belongs and which command then works", function()
+    local cifar = photos("cifar10", 22)
+    for _, case in ipairs {
+      { "vim_tiny", {}, { "data/imagenet/train: no such folder", "data/imagenet/val/n01440764", "then: cab run recipes/vim_tiny.lua preset=10%%" } },
+      { "vim_small", {}, { "data/imagenet/train: no such folder", "then: cab run recipes/vim_small.lua" } },
+      { "vim_small", { "data.root=" .. cifar, "data.test=test", "data.fraction=1" },
+        { "data/deit_small.safetensors: no such file", "DeiT%-Small", "then: cab run" } },
+      { "teacher_cifar", {}, { "data/cifar10/train: no such folder", "tar xf", "then: cab run recipes/teacher_cifar.lua" } },
+      { "teacher_cifar", { "data.root=" .. cifar, "batch=8" },
+        { "data/vit_tiny_patch16_224.safetensors: no such file", "then: cab run recipes/teacher_cifar.lua" } },
+      { "vim_tiny_cifar", { "data.root=" .. cifar, "data.fraction=1" },
+        { "data/teacher_cifar.safetensors: no such file", "cab run recipes/teacher_cifar.lua makes it" } },
+    } do
+      local name, overrides, texts = table.unpack(case)
+      local r = recipe(name):override(overrides):override { "device=cpu", "precision=f32", "data.threads=1", "data.index=none" }
+      local e = require "refused"(74, r.run, r, { out = root .. "/missing", quiet = true })
+      for _, text in ipairs(texts) do assert.matches(text, e.message) end
+      os.execute(("rm -rf '%s/missing'"):format(root))
     end
-    loader:close()
-    assert.equal(100, done)
-    assert.is_true(one >= 85 and five >= 98, ("%d and %d of %d"):format(one, five, done))
+  end)
+
+  it("have presets, or say that they have none", function()
+    local r = recipe "vim_tiny"
+    assert.matches("unknown preset '2%%'", refused(2, r.override, r, { "preset=2%" }))
+    local q = recipe "teacher_fashion"
+    assert.matches("unknown preset 'x': this recipe has none", refused(2, q.override, q, { "preset=x" }))
   end)
 end)

@@ -31,9 +31,9 @@ local single = root .. "/single"
 lfs.mkdir(single)
 lfs.mkdir(single .. "/a")
 put(single .. "/a/x.jpeg", files["420"])
-local one = core.data.open { kind = "folder", root = single }
 
 local function load(epoch, options)
+  local one = core.data.open { kind = "folder", root = single } -- anew: a file once found good is not read to its end again
   local o = { dataset = one, batch = 1, threads = 0, epoch = epoch, transform = { size = 8, channels = 3, crop = "resized", draft = true } }
   for k, v in pairs(options or {}) do o[k] = v end
   local loader <close> = core.data.loader(o)

@@ -1,5 +1,6 @@
 /* folder.c - ROOT/CLASS/IMAGE. Names are read once; images are decoded when they are asked for. */
 #include <limits.h>
+#include <stdatomic.h>
 #include <string.h>
 
 #include "dataset.h"
@@ -9,6 +10,7 @@ typedef struct {
   CabDataset base;
   char *root;
   CabListing list;
+  atomic_uchar *good; /* [count] 1: read to its end without a complaint */
 } Folder;
 
 static const char *file_of(const CabDataset *ds, int64_t index) { return cab_name_at(&((const Folder *)ds)->list.files, (size_t)index); }
@@ -21,10 +23,18 @@ static const char *path_of(const CabDataset *ds, int64_t index, char *room) {
 static CabStatus fetch(CabDataset *ds, int64_t index, const CabWish *wish, int *warnings, CabImage *out) {
   char room[PATH_MAX];
   const char *path = path_of(ds, index, room);
+  atomic_uchar *good = &((Folder *)ds)->good[index];
   CabBytes bytes;
+  CabWish again;
+  int before = warnings ? *warnings : 0;
+  if (wish) {
+    again = *wish, again.known = atomic_load_explicit(good, memory_order_relaxed);
+    wish = &again;
+  }
   CAB_TRY(cab_read_file(path, CAB_IMAGE_MAX_FILE, &bytes));
   CabStatus status = cab_image_decode_part(bytes.data, bytes.length, path, wish, warnings, out);
   cab_bytes_free(&bytes);
+  if (status == CAB_OK && !(warnings && *warnings > before)) atomic_store_explicit(good, 1, memory_order_relaxed);
   return status;
 }
 
@@ -33,7 +43,7 @@ static const char *name_of(const CabDataset *ds, int64_t index, char *room) { re
 static void destroy(CabDataset *ds) {
   Folder *d = (Folder *)ds;
   cab_listing_free(&d->list);
-  cab_free(d->root);
+  cab_free(d->good), cab_free(d->root);
   cab_free(d);
 }
 
@@ -87,6 +97,7 @@ static CabStatus open_root(Folder *d, const char *root, const char *index, int c
   memcpy(d->root, root, n);
   CAB_TRY(cab_listing_read(root, index, &d->list));
   CAB_TRY(check_folders(d, classes, names));
+  if (!(d->good = cab_calloc(d->list.files.count, sizeof *d->good))) return CAB_E_MEMORY;
   return label_files(d, classes, names);
 }
 

@@ -58,7 +58,7 @@ static CabStatus load_one(CabLoader *l, int64_t i, const CabTransform *how, void
   CabImage image;
   int64_t index = l->order[i];
   CabTransformCall call = {how, {l->o.seed, l->o.epoch, (uint64_t)index, (uint64_t)(i % l->o.repeats)}};
-  CabWish wish = {cab_transform_part, &call};
+  CabWish wish = {cab_transform_part, &call, false};
   CAB_TRY(l->o.dataset->kind->fetch(l->o.dataset, index, &wish, l->o.tolerant ? warnings : NULL, &image));
   CabStatus status = cab_transform_apply(how, call.draw, &image, to);
   cab_image_free(&image);

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "dataset.h"
+#include "vectors.h"
 
 enum { ATTEMPTS = 10 };
 /* Draws of the stream "augment": four for each attempt at a window, then these. */
@@ -184,13 +185,19 @@ static void make_table(const CabTransform *t, size_t c, float table[256]) {
   for (int v = 0; v < 256; v++) table[v] = ((float)v / 255.0f - t->mean[c]) / t->deviation[c];
 }
 
+/* One channel out of [n,3]. */
+CAB_VECTORS static void take_plane(const uint8_t *restrict pixels, size_t n, uint8_t *restrict out) {
+  for (size_t i = 0; i < n; i++) out[i] = pixels[3 * i];
+}
+
 /* [S,S,C] to planes [C,S,S], through a table of each channel where floats are wanted. */
 static void emit(const CabTransform *t, const uint8_t *pixels, void *out) {
   size_t n = (size_t)t->size * (size_t)t->size, step = (size_t)t->channels;
   for (size_t c = 0; c < step; c++) {
     if (t->bytes) {
       uint8_t *bytes = (uint8_t *)out + c * n;
-      for (size_t i = 0; i < n; i++) bytes[i] = pixels[i * step + c];
+      if (step == 1) memcpy(bytes, pixels, n);
+      else take_plane(pixels + c, n, bytes);
       continue;
     }
     float table[256], *floats = (float *)out + c * n;
@@ -218,15 +225,17 @@ CabStatus cab_transform_apply(const CabTransform *t, CabDraw draw, const CabImag
   size_t count = (size_t)t->size * (size_t)t->size, bytes = count * 3 + SPARE;
   Plan p;
   CAB_TRY(make_plan(t, draw, part ? image->full_width : image->width, part ? image->full_height : image->height, &p));
-  uint8_t *room = cab_calloc(2, bytes);
+  bool more = augments(&t->augment), covered = p.x >= 0 && p.y >= 0 && p.x + t->size <= p.width && p.y + t->size <= p.height;
+  uint8_t *room = cab_malloc(more ? 2 : 1, bytes);
   if (!room) return CAB_E_MEMORY;
-  CabCanvas canvas = {t->size, t->channels, room, room + bytes};
+  if (!covered) memset(room, 0, bytes);
+  CabCanvas canvas = {t->size, t->channels, room, more ? room + bytes : NULL};
   CabStatus status = CAB_OK;
   if (p.resample) status = resample(t, &p, mirror, image, part ? image->scale : 1, canvas.pixels);
   else copy_window(t, &p, mirror, image, canvas.pixels);
   if (status == CAB_OK) {
     adapt_channels(canvas.pixels, count, image->channels, t->channels);
-    if (augments(&t->augment)) cab_augment_apply(&t->augment, draw, t->filter, t->mean, t->deviation, &canvas);
+    if (more) cab_augment_apply(&t->augment, draw, t->filter, t->mean, t->deviation, &canvas);
     emit(t, canvas.pixels, out);
   }
   cab_free(room);

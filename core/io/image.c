@@ -22,7 +22,7 @@ CabStatus cab_image_check(uint64_t width, uint64_t height, size_t length, uint64
 }
 
 CabStatus cab_image_alloc(uint64_t width, uint64_t height, int channels, CabImage *out) {
-  uint8_t *pixels = cab_calloc(width * height, (size_t)channels);
+  uint8_t *pixels = cab_malloc(width * height, (size_t)channels); /* a decoder that succeeds has written them all */
   if (!pixels) return CAB_E_MEMORY;
   *out = (CabImage){.width = (int)width, .height = (int)height, .channels = channels, .pixels = pixels, .owned = pixels};
   return CAB_OK;

@@ -30,13 +30,14 @@ typedef struct {
 typedef struct {
   CabPart (*choose)(const void *ctx, int width, int height);
   const void *ctx;
+  bool known; /* the file was read to its end before and was good: what follows the part may be left unread */
 } CabWish;
 
 /* The kind is told by the first bytes. Alpha is dropped, 16 bits become 8, palettes RGB, CMYK RGB. A warning of the
  * decoder is an error, unless `warnings` is not NULL: then they are counted and the image is what could be read.
  * Errors 65: image-kind, image-size, png, jpeg, jpeg-scans. Pure and thread-safe. */
 CabStatus cab_image_decode(const uint8_t *bytes, size_t length, const char *file, int *warnings, CabImage *out);
-/* The same for a part, where the format can do it: JPEG. All of the file is looked at either way. wish NULL: everything. */
+/* The same for a part, where the format can do it: JPEG. All of the file is looked at, unless it is known. wish NULL: everything. */
 CabStatus cab_image_decode_part(const uint8_t *bytes, size_t length, const char *file, const CabWish *wish, int *warnings, CabImage *out);
 CabStatus cab_png_encode(const CabImage *image, CabBytes *out);
 

@@ -133,6 +133,7 @@ static void decode(Jpeg *j) {
     if (cmyk) from_cmyk(j->row, to, j->part.width, d->saw_Adobe_marker);
     y++;
   }
+  if (j->wish && j->wish->known) return;
   check_rest(j);
   jpeg_finish_decompress(d);
 }

@@ -98,9 +98,9 @@ local function folder(defaults)
     end,
   }
 end
-M.kinds.folder = folder { root = { "string", required = true }, test = "test", hint = "%s: one folder a class, images in it (PNG or JPEG)" }
+M.kinds.folder = folder { root = { "string", required = true }, test = "test", hint = "one folder a class with images in it, PNG or JPEG" }
 M.kinds.imagenet = folder { root = "data/imagenet", test = "val",
-  hint = "%s: the 1000 folders n01440764 .. n15075141 of ILSVRC 2012 with their JPEG files, for train and val alike" }
+  hint = "the 1000 folders n01440764 .. n15075141 of ILSVRC 2012 with their JPEG files" }
 
 --- The file that keeps the list of a folder's files, nil for none.
 ---@param spec table
@@ -293,7 +293,7 @@ local function check_there(spec, def, files)
     for _, path in ipairs(files[split]) do
       if not lfs.attributes(path) then
         check.fail(74, ("%s: no such %s; expected %s. Elsewhere: data.root=DIR"):format(path, def.folder and "folder" or "file",
-          def.hint and def.hint:format(path) or ("the %s images of the %s data"):format(split, spec.kind)), { file = path, id = "data" })
+          def.hint or ("the %s images of the %s data"):format(split, spec.kind)), { file = path, id = "data" })
       end
     end
   end

@@ -39,7 +39,7 @@ end
 function M.show(r, o)
   local spec = check.copy(r.data)
   spec.threads = 0
-  local data = require "cab.data".build(spec)
+  local data = require "cab.job".helped(r, "data", require "cab.data".build, spec)
   local set = data.sets.train
   if o.sample < 1 or o.sample > set:count() then
     check.fail(2, ("--sample %d: there are records 1 to %d"):format(o.sample, set:count()), { id = "sample" })
@@ -65,7 +65,7 @@ function M.subset(r, o)
   end
   local seed, spec = o.seed or r.data.seed, check.copy(r.data)
   spec.list, spec.fraction = "", 1
-  local data = require "cab.data".build(spec)
+  local data = require "cab.job".helped(r, "data", require "cab.data".build, spec)
   local set = data.sets.train
   local picked = core.data.subset(set:labels(), o.fraction, seed):totable()
   local what = ("%g %% of each class of %s, seed %d: %d of %d images"):format(100 * o.fraction, core.escape(data.files.train[1]), seed, #picked, set:count())

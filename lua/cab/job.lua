@@ -85,6 +85,16 @@ local function plan(self)
   end
 end
 
+--- Calls f(...); where it finds a file missing, what the recipe says about that (its `missing`) is added to the fault.
+---@param r table resolved recipe
+---@param key string "data", "teacher" or "student"
+function M.helped(r, key, f, ...)
+  local ok, value = pcall(f, ...)
+  if ok then return value end
+  if check.code(value) == 74 and r.missing[key] then value.message = ("%s. %s"):format(value.message, r.missing[key]) end
+  error(value, 0)
+end
+
 -- role: "teacher" or "student", the recipe's key.
 local function model(role, spec, extra)
   local given = check.copy(spec)
@@ -118,7 +128,7 @@ function M.build(r)
   local self = setmetatable({ recipe = r, stages = {}, params = {}, notes = {} }, Job)
   choose_device(self)
   if r.threads > 0 then core.threads(r.threads) end
-  self.data = require "cab.data".build(r.data, self.device)
+  self.data = M.helped(r, "data", require "cab.data".build, r.data, self.device)
   self.per_epoch = self.data:batches(r.batch)
   if self.per_epoch == 0 then
     check.fail(2, ("batch is %d, there are only %d training images"):format(r.batch, self.data.count.train))
@@ -126,8 +136,8 @@ function M.build(r)
   local extra = { classes = self.data.classes, channels = self.data.channels, image = self.data.size, seed = r.seed,
     mean = self.data.mean, std = self.data.std, device = self.device, precision = r.precision }
   for _, note in ipairs(self.data.notes) do self.notes[#self.notes + 1] = note end
-  self.student = model("student", r.student, extra)
-  self.teacher = r.teacher and model("teacher", r.teacher, extra):freeze()
+  self.student = M.helped(r, "student", model, "student", r.student, extra)
+  self.teacher = r.teacher and M.helped(r, "teacher", model, "teacher", r.teacher, extra):freeze()
   if self.teacher then
     if (r.teacher.weights or "") == "" then self.notes[#self.notes + 1] = "warning: the teacher is untrained: teacher.weights names no file" end
     self.pairs = require "cab.pairs".new { student = self.student, teacher = self.teacher, map = r.pairs }

@@ -24,6 +24,8 @@ local schema = {
   threads   = { "integer", default = 0, min = 0, max = 256 },   -- 0: as many as cores
   log       = { "integer", default = 10, min = 1 },             -- steps between lines of metrics.jsonl
   export    = { "string", default = "" },                       -- where to copy the best weights at the end
+  presets   = { "table" },                                      -- name -> function(recipe) that changes it: preset=NAME
+  missing   = { "table", default = {} },                        -- data, teacher, student -> what to do where their files are not there
 }
 local parts = {
   optim = {
@@ -117,6 +119,20 @@ local function check_device(name)
   check.usage("device: " .. check.unknown("value", name, known))
 end
 
+-- Presets are of the recipe file, not of the run.
+local function check_presets(r)
+  for name, f in pairs(r.presets or {}) do
+    if type(name) ~= "string" or type(f) ~= "function" then check.usage(("presets.%s is a %s, expected a function"):format(name, type(f))) end
+  end
+  for key, text in pairs(r.missing) do
+    if not (key == "data" or key == "teacher" or key == "student") then
+      check.usage("missing: " .. check.unknown("key", key, { "data", "teacher", "student" }))
+    end
+    check.value({ "string" }, text, "missing." .. key)
+  end
+  r.presets = nil
+end
+
 --- Checks a recipe's table and fills in the defaults. Pure: the result holds plain values only.
 ---@param given table
 ---@return table
@@ -150,6 +166,7 @@ function M.resolve(given)
       r[key] = spec
     end
   end
+  check_presets(r)
   r.stages = stages(r.stages)
   for i, s in ipairs(r.stages) do
     for name, t in pairs(s.loss) do
@@ -240,12 +257,29 @@ local function set(r, text)
   end
 end
 
---- Applies "a.b=v" texts; unknown keys and wrong types are faults with code 2.
+-- The recipe as one of its presets has it.
+local function preset(self, name)
+  local f = (self.given.presets or {})[name]
+  if not f then
+    local known = next(self.given.presets or {}) and check.unknown("preset", name, self.given.presets) or ("unknown preset '%s': this recipe has none"):format(name)
+    check.fail(2, ("override 'preset=%s': %s"):format(name, known))
+  end
+  local given = check.copy(self.given)
+  f(given)
+  self.given = given
+end
+
+--- Applies presets ("preset=NAME", first of all) and "a.b=v" texts; unknown keys and wrong types are faults with code 2.
 ---@param texts string[]
 ---@return table self
 function Recipe:override(texts)
-  local r = check.copy(self.resolved)
-  for _, text in ipairs(texts) do set(r, text) end
+  local rest, given = {}, self.given
+  for _, text in ipairs(texts) do
+    local name = text:match "^preset=(.*)$"
+    if name then preset(self, name) else rest[#rest + 1] = text end
+  end
+  local r = self.given == given and check.copy(self.resolved) or M.resolve(self.given)
+  for _, text in ipairs(rest) do set(r, text) end
   self.resolved = M.resolve(r)
   return self
 end

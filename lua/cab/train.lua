@@ -184,7 +184,7 @@ function Run:save(step)
 end
 
 -- What two runs must share to be one: all of the recipe but these.
-local loose = { threads = true, checkpoint = true, export = true, name = true, device = true, capture = true }
+local loose = { threads = true, checkpoint = true, export = true, name = true, device = true, capture = true, missing = true }
 
 local function plain(value)
   if type(value) ~= "table" then return value end

@@ -168,5 +168,7 @@ for _, name in ipairs { "demo", "tiny" } do
   end
 end
 
+dofile "tests/bench/loader.lua"
+
 local gpu, why = core.device_available "cuda"
 if gpu then dofile "tests/bench/gpu.lua" else print("\nGPU: skipped, " .. why) end

@@ -236,60 +236,65 @@ def add(kind, image, out, **options):
     cases.append(dict(kind=kind, input=name, output=key, **options))
 
 
-FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-for channels in (3, 1):
-    for width, height, size in ((61, 47, 24), (47, 61, 32), (20, 20, 50), (120, 90, 16), (33, 32, 32)):
-        for name, resample in FILTERS.items():
-            image = picture(width, height, channels, width)
-            short, long = min(width, height), max(width, height)
-            side = int(size * long / short)
-            w, h = (size, side) if width <= height else (side, size)
-            whole = resize(image, w, h, resample)
-            left, top = round((w - size) / 2), round((h - size) / 2)
-            add("resize", image, whole.crop((left, top, left + size, top + size)), size=size, interpolation=name)
-    image = picture(40, 40, channels, 7)
-    for op, values in (("auto_contrast", [0]), ("equalize", [0]), ("invert", [0]), ("rotate", [-27.3, 30, 0, 11.25]), ("posterize", [4, 1, 0, 8]),
-                       ("solarize", [256, 26, 0]), ("solarize_add", [0, 99, 110]), ("color", [0.1, 1.9, 1]), ("contrast", [0.19, 1.81]),
-                       ("brightness", [0.1, 1.9]), ("sharpness", [0.1, 1.9]), ("shear_x", [0.27, -0.3]), ("shear_y", [0.27, -0.3]),
-                       ("translate_x", [0.4, -0.33, 0.2125]), ("translate_y", [0.4, -0.33]), ("grey", [0]), ("blur", [0.1, 0.7, 1.3, 2])):
-        for value in values:
+def main():
+    FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+    for channels in (3, 1):
+        for width, height, size in ((61, 47, 24), (47, 61, 32), (20, 20, 50), (120, 90, 16), (33, 32, 32)):
             for name, resample in FILTERS.items():
-                if name == "bicubic" or op in ("rotate", "shear_x", "translate_y"):
-                    add("op", image, OPS[op](image, value, resample), op=op, value=value, interpolation=name)
-dark = Image.fromarray((np.asarray(picture(40, 40, 3, 3)) // 200).astype(np.uint8))
-flat = Image.new("RGB", (40, 40), (7, 100, 255))
-for image in (dark, flat):
-    for op in ("auto_contrast", "equalize"):
-        add("op", image, OPS[op](image, 0, None), op=op, value=0, interpolation="bicubic")
+                image = picture(width, height, channels, width)
+                short, long = min(width, height), max(width, height)
+                side = int(size * long / short)
+                w, h = (size, side) if width <= height else (side, size)
+                whole = resize(image, w, h, resample)
+                left, top = round((w - size) / 2), round((h - size) / 2)
+                add("resize", image, whole.crop((left, top, left + size, top + size)), size=size, interpolation=name)
+        image = picture(40, 40, channels, 7)
+        for op, values in (("auto_contrast", [0]), ("equalize", [0]), ("invert", [0]), ("rotate", [-27.3, 30, 0, 11.25]), ("posterize", [4, 1, 0, 8]),
+                           ("solarize", [256, 26, 0]), ("solarize_add", [0, 99, 110]), ("color", [0.1, 1.9, 1]), ("contrast", [0.19, 1.81]),
+                           ("brightness", [0.1, 1.9]), ("sharpness", [0.1, 1.9]), ("shear_x", [0.27, -0.3]), ("shear_y", [0.27, -0.3]),
+                           ("translate_x", [0.4, -0.33, 0.2125]), ("translate_y", [0.4, -0.33]), ("grey", [0]), ("blur", [0.1, 0.7, 1.3, 2])):
+            for value in values:
+                for name, resample in FILTERS.items():
+                    if name == "bicubic" or op in ("rotate", "shear_x", "translate_y"):
+                        add("op", image, OPS[op](image, value, resample), op=op, value=value, interpolation=name)
+    dark = Image.fromarray((np.asarray(picture(40, 40, 3, 3)) // 200).astype(np.uint8))
+    flat = Image.new("RGB", (40, 40), (7, 100, 255))
+    for image in (dark, flat):
+        for op in ("auto_contrast", "equalize"):
+            add("op", image, OPS[op](image, 0, None), op=op, value=0, interpolation="bicubic")
 
-image = picture(61, 47, 3, 5)
-DEIT = dict(layers=2, magnitude=9, spread=0.5, erase=0.25)
-for augment, samples in ((DEIT, range(24)), (dict(three=True, jitter=[0.3, 0.3, 0.3]), range(8)), (dict(jitter=[0.4, 0.2, 0.9], erase=1), range(4))):
-    for sample in samples:
-        o = dict(size=32, augment=augment)
-        add("pipeline", image, pipeline(image, Draw(11, 3, sample), o), options=o, seed=11, epoch=3, sample=sample)
+    image = picture(61, 47, 3, 5)
+    DEIT = dict(layers=2, magnitude=9, spread=0.5, erase=0.25)
+    for augment, samples in ((DEIT, range(24)), (dict(three=True, jitter=[0.3, 0.3, 0.3]), range(8)), (dict(jitter=[0.4, 0.2, 0.9], erase=1), range(4))):
+        for sample in samples:
+            o = dict(size=32, augment=augment)
+            add("pipeline", image, pipeline(image, Draw(11, 3, sample), o), options=o, seed=11, epoch=3, sample=sample)
 
-def jpeg(name, image, **options):
-    """The file's bytes, and the RGB or grey pixels that Pillow decodes from them, EXIF not heeded."""
-    file = io.BytesIO()
-    image.save(file, "png" if name == "png" else "jpeg", **options)
-    out = Image.open(io.BytesIO(file.getvalue()))
-    add("file", np.frombuffer(file.getvalue(), np.uint8), out if out.mode == "L" else out.convert("RGB"), name=name)
+    def jpeg(name, image, **options):
+        """The file's bytes, and the RGB or grey pixels that Pillow decodes from them, EXIF not heeded."""
+        file = io.BytesIO()
+        image.save(file, "png" if name == "png" else "jpeg", **options)
+        out = Image.open(io.BytesIO(file.getvalue()))
+        add("file", np.frombuffer(file.getvalue(), np.uint8), out if out.mode == "L" else out.convert("RGB"), name=name)
 
 
-photo = picture(109, 83, 3, 9)
-turned = Image.Exif()
-turned[0x0112] = 6
-for name, image, options in (("444", photo, dict(subsampling=0)), ("422", photo, dict(subsampling=1)), ("420", photo, dict(subsampling=2)),
-                             ("progressive", photo, dict(progressive=True)), ("grey", photo.convert("L"), {}), ("cmyk", photo.convert("CMYK"), {}),
-                             ("exif", photo, dict(exif=turned)), ("png", photo, {})):
-    jpeg(name, image, **options)
+    photo = picture(109, 83, 3, 9)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    for name, image, options in (("444", photo, dict(subsampling=0)), ("422", photo, dict(subsampling=1)), ("420", photo, dict(subsampling=2)),
+                                 ("progressive", photo, dict(progressive=True)), ("grey", photo.convert("L"), {}), ("cmyk", photo.convert("CMYK"), {}),
+                                 ("exif", photo, dict(exif=turned)), ("png", photo, {})):
+        jpeg(name, image, **options)
 
-stack = np.stack([np.asarray(picture(32, 32, 3, 20 + i)).transpose(2, 0, 1) for i in range(8)])
-for mixup, cutmix, seed in ((0.8, 1.0, 5), (0.8, 1.0, 6), (0.8, 0, 5), (0, 1.0, 5), (1.5, 0, 5)):
-    parts = [mix(stack[i : i + 4], Draw(seed, 2, i // 4), mixup, cutmix) for i in (0, 4)]
-    add("mix", stack, np.concatenate([p[0] for p in parts]), mixup=mixup, cutmix=cutmix, seed=seed, epoch=2, batch=4,
-        shares=[p[1] for p in parts])
+    stack = np.stack([np.asarray(picture(32, 32, 3, 20 + i)).transpose(2, 0, 1) for i in range(8)])
+    for mixup, cutmix, seed in ((0.8, 1.0, 5), (0.8, 1.0, 6), (0.8, 0, 5), (0, 1.0, 5), (1.5, 0, 5)):
+        parts = [mix(stack[i : i + 4], Draw(seed, 2, i // 4), mixup, cutmix) for i in (0, 4)]
+        add("mix", stack, np.concatenate([p[0] for p in parts]), mixup=mixup, cutmix=cutmix, seed=seed, epoch=2, batch=4,
+            shares=[p[1] for p in parts])
 
-save_file(tensors, sys.argv[1], metadata={"cases": json.dumps(cases)})
-print(len(cases), "cases,", sum(t.nbytes for t in tensors.values()), "bytes")
+    save_file(tensors, sys.argv[1], metadata={"cases": json.dumps(cases)})
+    print(len(cases), "cases,", sum(t.nbytes for t in tensors.values()), "bytes")
+
+
+if __name__ == "__main__":
+    main()
