@@ -138,6 +138,7 @@ end
 ---@return table
 function M.resolve(given)
   local r = check.options(schema, given, "recipe")
+  check_presets(r)
   for key, value in pairs(r) do check.storable(value, key) end
   check_device(r.device)
   for key, rules in pairs(parts) do
@@ -166,7 +167,6 @@ function M.resolve(given)
       r[key] = spec
     end
   end
-  check_presets(r)
   r.stages = stages(r.stages)
   for i, s in ipairs(r.stages) do
     for name, t in pairs(s.loss) do
