@@ -230,9 +230,20 @@ static int top_k(lua_State *L) {
   return 1;
 }
 
+/* core.token_scores(logits [R,V], targets i32[R]) -> log probabilities f64[R], greedy i32[R]; target -1: 0, 0 */
+static int token_scores(lua_State *L) {
+  CabTensor *logits = bind_check_tensor(L, 1), *targets = bind_check_tensor(L, 2);
+  CabTensor **score = bind_new_tensor(L), **greedy = bind_new_tensor(L);
+  int64_t rows = logits->rank ? logits->shape[0] : 0;
+  BIND_FILL(L, score, cab_tensor_new(cab_cpu(), CAB_F64, 1, &rows));
+  BIND_FILL(L, greedy, cab_tensor_new(cab_cpu(), CAB_I32, 1, &rows));
+  BIND_TRY(L, cab_token_scores(logits, targets, *score, *greedy));
+  return 2;
+}
+
 void bind_optim(lua_State *L) {
   static const luaL_Reg functions[] = {
-      {"adamw", adamw}, {"ema", ema}, {"grad_norm", grad_norm}, {"top_k", top_k}, {"optimizer", optimizer_new}, {NULL, NULL}};
+      {"adamw", adamw}, {"ema", ema}, {"grad_norm", grad_norm}, {"top_k", top_k}, {"token_scores", token_scores}, {"optimizer", optimizer_new}, {NULL, NULL}};
   make_metatable(L);
   luaL_setfuncs(L, functions, 0);
 }

@@ -44,4 +44,7 @@ const int64_t *cab_optimizer_born(const CabOptimizer *o, int *count);
 
 /* Rows of logits [R,C] whose label (i32 [R], -1: left out) is among the k largest. Ties go to the lower class. */
 CabStatus cab_top_k(CabTensor *logits, CabTensor *labels, int64_t k, int64_t *hits);
+/* log softmax of each row of logits [R,V] at its target (i32 [R], -1: 0 comes out) in score, f64 [R] on the CPU; greedy, i32 [R]:
+ * 1 where the target is the first of the largest logits. */
+CabStatus cab_token_scores(CabTensor *logits, CabTensor *targets, CabTensor *score, CabTensor *greedy);
 #endif

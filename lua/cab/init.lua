@@ -4,7 +4,7 @@
 local core = require "cab.core"
 
 local modules = {
-  tokenizer = "cab.tokenizer", corpus = "cab.corpus",
+  tokenizer = "cab.tokenizer", corpus = "cab.corpus", harness = "cab.harness", tasks = "cab.tasks", recall = "cab.recall",
   nn = "cab.nn", models = "cab.models", data = "cab.data", recipe = "cab.recipe", strategy = "cab.strategy", schedule = "cab.schedule",
   train = "cab.train", eval = "cab.eval", report = "cab.report", cli = "cab.cli", repl = "cab.repl",
   taps = "cab.taps", pairs = "cab.pairs", options = "cab.options", gradcheck = "cab.gradcheck",

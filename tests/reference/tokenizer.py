@@ -25,9 +25,13 @@ def alphabet():
     return [chr(c) for c in plain] + [chr(256 + i) for i in range(256 - len(plain))]
 
 
-def gpt2(prefix=False):
+def gpt2_merges():
     lines = gzip.open(ROOT + "/data/gpt2/vocab.bpe.gz", "rt", encoding="utf8").read().split("\n")[1:]
-    merges = [tuple(line.split(" ")) for line in lines if line]
+    return [tuple(line.split(" ")) for line in lines if line]
+
+
+def gpt2(prefix=False):
+    merges = gpt2_merges()
     tokens = alphabet() + [a + b for a, b in merges] + ["<|endoftext|>"]
     t = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
     t.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
@@ -96,4 +100,5 @@ def main():
                 cases.write(json.dumps({"kind": name, "text": s, "ids": t.encode(s).ids}) + "\n")
 
 
-main()
+if __name__ == "__main__":
+    main()
