@@ -7,7 +7,7 @@
 TWIN(embedding_forward, int64_t count, int64_t dim, int64_t vocab, const int32_t *ids, const wide *w, real *y);
 /* gw[V,dim] (overwritten) = sum over i with ids[i] = v of gy[i,:], in index order. */
 TWIN(embedding_backward, int64_t count, int64_t dim, int64_t vocab, const int32_t *ids, const real *gy, wide *gw);
-/* Rows of patches for a convolution as a GEMM: image x[B,C,H,W] -> col[B*th*tw, C*P*P], th = (H-P)/stride + 1,
+/* patch_embed: rows of patches for a convolution as a GEMM: image x[B,C,H,W] -> col[B*th*tw, C*P*P], th = (H-P)/stride + 1,
  * columns in the order (c, y, x) of a PyTorch Conv2d weight [D,C,P,P]. */
 TWIN(patch_gather, int64_t B, int64_t C, int64_t H, int64_t W, int64_t P, int64_t stride, const real *x, real *col);
 /* gx (overwritten) = sum of the patches that cover each pixel. */

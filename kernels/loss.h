@@ -26,7 +26,7 @@ TWIN(cosine_backward, int64_t rows, int64_t n, double eps, const real *a, const 
 /* mean over `rows` matrices of the Frobenius norm |a-b|_F; the gradient at a = b is 0. */
 TWIN(frobenius_forward, int64_t rows, int64_t n, const real *a, const real *b, wide *out, wide *partial);
 TWIN(frobenius_backward, int64_t rows, int64_t n, const real *a, const real *b, const wide *gout, real *ga, real *gb);
-/* y = (x - mean) / deviation per feature (the "standard" kernel map); x [rows,n]. Backward: gx = gy / deviation. */
+/* y = (x - mean) / deviation per feature (the "standard" map of map_queries and map_keys); x [rows,n]. Backward: gx = gy / deviation. */
 TWIN(standardise_forward, int64_t rows, int64_t n, const real *x, const wide *mean, const wide *deviation, real *y);
 TWIN(standardise_backward, int64_t rows, int64_t n, const wide *deviation, const real *gy, real *gx);
 #endif

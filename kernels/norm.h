@@ -1,4 +1,4 @@
-/* norm.h - s = x + residual;  layer: y = (s - mean) rstd w + b;  RMS: y = s rstd w (b optional), over the last dim.
+/* norm.h - layer_norm and rms_norm. s = x + residual;  layer: y = (s - mean) rstd w + b;  RMS: y = s rstd w (b optional), over the last dim.
  * rstd = 1/sqrt(var + eps), RMS: 1/sqrt(mean(s^2) + eps). */
 #ifndef CAB_KERNELS_NORM_H
 #define CAB_KERNELS_NORM_H

@@ -100,6 +100,16 @@ return cab.compare {
     end
   end)
 
+  it("prints errors that hold escape sequences harmlessly", function()
+    local path = write("esc.lua", "error('\\27[31mred\\nline')")
+    local code, text = cab("run " .. path)
+    assert.are.equal(1, code)
+    assert.matches("\\x1B%[31mred\nline", text)
+    code, text = cab(("run %s '\27[31m=1'"):format(write("r.lua", recipe)))
+    assert.are.equal(2, code)
+    assert.is_nil(text:find "\27")
+  end)
+
   it("exits with 74 for a missing file, 65 for bytecode and bad weights, 1 for a Lua error", function()
     local code, text = cab("run " .. root .. "/none.lua")
     assert.are.equal(74, code, text)
@@ -116,7 +126,7 @@ return cab.compare {
     assert.matches("e%.lua:2", text)
   end)
 
-  it("stops at SIGTERM after the step with 75, and goes on with --resume", function()
+  it("stops at SIGTERM, SIGUSR1 and SIGINT after the step with 75, and goes on with --resume", function()
     local path = write("long.lua", (recipe:gsub("epochs = 1", "steps = 400000")))
     local function signalled(arguments, signal)
       local script = write("go.sh", ("%s run %s --out %s/b %s & p=$!; sleep 1.5; kill -%s $p; wait $p\n"):format(program, path, root, arguments, signal))
@@ -130,6 +140,10 @@ return cab.compare {
     local later, text = signalled("--resume", "USR1")
     assert.is_true(step > 0 and later > step)
     assert.matches("resumed at step " .. step, text)
+    local last
+    last, text = signalled("--resume", "INT")
+    assert.is_true(last > later)
+    assert.matches("resumed at step " .. later, text)
   end)
 
   it("runs a plain script with its arguments", function()
@@ -167,5 +181,20 @@ describe("repl", function()
     local lines = {}
     repl.line('error("\\27[31mred")', repl.environment(), function(t) lines[#lines + 1] = t end)
     assert.is_nil(lines[1]:find("\27"))
+    for _, text in ipairs { 'setmetatable({}, { __tostring = function() return "\27[2J\xc2\x9b1m\x9b" end })', 'error "\xc2\x9b\x9b\127"',
+      'return "\27\x9b"', 'x = "\27', "\27[31m)" } do
+      lines = {}
+      repl.line(text, repl.environment(), function(t) lines[#lines + 1] = t end)
+      assert.is_nil(table.concat(lines):find "[\27\127]")
+      assert.is_nil(table.concat(lines):find "\xc2\x9b")
+      assert.truthy(utf8.len(table.concat(lines)))
+    end
+  end)
+  it("cuts huge strings, whether values or errors", function()
+    for _, text in ipairs { '("x"):rep(10000000)', 'error(("x"):rep(10000000))', '{ ("x"):rep(10000000) }', 'cab[("x"):rep(10000000)]' } do
+      local lines = {}
+      repl.line(text, repl.environment(), function(t) lines[#lines + 1] = t end)
+      assert.is_true(#lines[1] < 10000, text)
+    end
   end)
 end)

@@ -135,6 +135,7 @@ describe("Lua's heap limit", function()
     local ok, e = pcall(function()
       local all = {}
       for i = 1, 1e7 do all[i] = { i } end
+      return all
     end)
     core.heap_limit(0)
     assert.is_false(ok)
@@ -144,6 +145,7 @@ describe("Lua's heap limit", function()
     local all = {}
     for i = 1, 1000 do all[i] = { i } end
     core.heap_limit(0)
+    assert.equal(1000, #all)
   end)
   it("ends the program with 71 where nobody catches it", function()
     local dir = process.folder()

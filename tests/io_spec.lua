@@ -466,31 +466,4 @@ describe("images", function()
     assert.equal("jpeg-scans", refused(core.read_image, name, { tolerant = true }).id)
     assert.equal(65, refused(core.read_image, name).code)
   end)
-
-  -- Each allocation and each call on files, once: 71 or 74, never a bad image, never a crash.
-  it("says out of memory whatever allocation of an image fails", function()
-    if core.doctor().build ~= "faults" then return pending "needs a build with fault points (make asan)" end
-    local pipe = io.popen "readlink /proc/$PPID/exe"
-    local program = pipe:read "l"
-    pipe:close()
-    local script, out = dir .. "/image.lua", dir .. "/out.png"
-    put(dir .. "/p.jpg", progressive)
-    put(script, ([[
-      local core = require "cab.core"
-      local ok, e = pcall(function()
-        core.write_png(%q, core.zeros({ 3, 3, 3 }, "u8"))
-        core.read_image(%q)
-        core.read_image(%q)
-      end)
-      if not ok then os.exit(type(e) == "table" and e.code or 3) end
-    ]]):format(out, out, dir .. "/p.jpg"))
-    pipe = io.popen(("CAB_FAULT_COUNTS=1 '%s' run '%s' 2>&1"):format(program, script))
-    local count = tonumber(pipe:read("a"):match "fault malloc (%d+)")
-    pipe:close()
-    assert.is_true(count > 10)
-    for n = 1, count do
-      local _, _, code = os.execute(("CAB_FAULT=malloc:%d '%s' run '%s' >/dev/null 2>&1"):format(n, program, script))
-      assert.is_true(code == 71 or code == 0, ("malloc:%d ends with %d"):format(n, code)) -- 0: tried again
-    end
-  end)
 end)

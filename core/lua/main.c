@@ -180,11 +180,23 @@ static int run(lua_State *L) {
   return 1;
 }
 
+/* Messages may hold text from outside: control bytes but line ends and tabs are shown, not sent. */
+static void print_line(const char *text) {
+  for (const unsigned char *p = (const unsigned char *)text; *p; p++) {
+    bool c1 = p[0] == 0xc2 && p[1] >= 0x80 && p[1] < 0xa0;
+    if (c1) fprintf(stderr, "\\x%02X\\x%02X", p[0], p[1]), p++;
+    else if ((*p < 0x20 && *p != '\n' && *p != '\t') || *p == 0x7f) fprintf(stderr, "\\x%02X", *p);
+    else fputc(*p, stderr);
+  }
+  fputc('\n', stderr);
+}
+
 /* "cab: error[E65-st-overlap]: FILE: ..." and the exit code. */
 static int report(lua_State *L, int failed) {
   if (failed == LUA_ERRMEM || lua_type(L, -1) != LUA_TTABLE) {
     bool memory = failed == LUA_ERRMEM;
-    fprintf(stderr, "cab: error[E%d]: %s\n", memory ? CAB_E_MEMORY : CAB_E_LUA, lua_isstring(L, -1) ? lua_tostring(L, -1) : "?");
+    fprintf(stderr, "cab: error[E%d]: ", memory ? CAB_E_MEMORY : CAB_E_LUA);
+    print_line(lua_isstring(L, -1) ? lua_tostring(L, -1) : "?");
     return memory ? CAB_E_MEMORY : CAB_E_LUA;
   }
   const char *names[] = {"id", "where", "message", "detail", "traceback"}, *field[5];
@@ -199,10 +211,10 @@ static int report(lua_State *L, int failed) {
   }
   if (code < 1 || code > 255) code = CAB_E_LUA;
   bool script = (code == CAB_E_LUA || code == CAB_E_BUG) && field[1][0];
-  fprintf(stderr, "cab: error[E%d%s%s]: %s%s%s\n", code, field[0][0] ? "-" : "", field[0], script ? field[1] : "",
-          script ? ": " : "", field[2][0] ? field[2] : "error object without a message");
+  fprintf(stderr, "cab: error[E%d%s%s]: %s%s", code, field[0][0] ? "-" : "", field[0], script ? field[1] : "", script ? ": " : "");
+  print_line(field[2][0] ? field[2] : "error object without a message");
   for (int i = 3; i < 5; i++)
-    if (field[i][0]) fprintf(stderr, "%s\n", field[i]);
+    if (field[i][0]) print_line(field[i]);
   return code;
 }
 

@@ -2,6 +2,7 @@
 local core = require "cab.core"
 local M = {}
 
+local LONGEST = 1000 -- bytes of a string that are shown
 local history = (os.getenv "HOME" or ".") .. "/.cab_history"
 
 -- Fields of a value that completion may offer: of tables and of what their __index tables hold.
@@ -50,7 +51,10 @@ function M.complete(word, env)
 end
 
 local function show(value)
-  if type(value) == "string" then return ("%q"):format(value):gsub("\\\n", "\\n") .. "" end
+  if type(value) == "string" then
+    local text = ("%q"):format(value:sub(1, LONGEST)):gsub("\\\n", "\\n")
+    return #value > LONGEST and ("%s... (%d bytes)"):format(text, #value) or text
+  end
   if type(value) == "table" and not (getmetatable(value) or {}).__tostring then
     local parts, count = {}, 0
     for _, v in ipairs(value) do
@@ -88,9 +92,12 @@ local function help(x)
   return core.help(x)
 end
 
--- Text from outside may hold escape sequences: line by line, printable.
+-- Text from outside may hold escape sequences and be long: line by line, printable, cut.
 local function clean(text)
-  return (text:gsub("[%c]", function(c) return (c == "\n" or c == "\t") and c or ("\\x%02X"):format(c:byte()) end))
+  local function code(c) return (c == "\n" or c == "\t") and c or (c:gsub(".", function(b) return ("\\x%02X"):format(b:byte()) end)) end
+  if #text > 8 * LONGEST then text = ("%s... (%d bytes)"):format(text:sub(1, 8 * LONGEST), #text) end
+  if not utf8.len(text) then text = text:gsub("[\x80-\xff]", code) end
+  return (text:gsub("%c", code):gsub("\xc2[\x80-\x9f]", code)) -- C0, DEL, C1
 end
 
 local function compile(text, env)

@@ -1,0 +1,20 @@
+-- docs/trust.md names tests that exist, for every row that it should have.
+local function read(path)
+  local f <close> = assert(io.open(path))
+  return f:read "a"
+end
+
+describe("the table of faults", function()
+  it("names tests that exist, for every row", function()
+    local rows, texts = {}, {}
+    for row, file, name in read "docs/trust.md":gmatch '\n| (%d+) | [^|]* | `([%w_]+_spec%.lua)`: "([^\n]*)" |' do
+      texts[file] = texts[file] or read("tests/" .. file)
+      local at = texts[file]:find('it("' .. name, 1, true) or texts[file]:find('it(("' .. name, 1, true)
+      assert(at, ("row %s: %s has no test '%s'"):format(row, file, name))
+      rows[math.tointeger(tonumber(row))] = true
+    end
+    for _, span in ipairs { { 1, 5 }, { 12, 14 }, { 17, 21 }, { 23, 29 }, { 31, 34 }, { 44, 46 } } do
+      for row = span[1], span[2] do assert(rows[row], ("no test for row %d"):format(row)) end
+    end
+  end)
+end)
