@@ -5,7 +5,10 @@
 #include "json.h"
 #include "text.h"
 
-enum { BLOCK = 1 << 20, DEPTH = 128 };
+#ifndef BLOCK
+#define BLOCK (1 << 20)
+#endif
+enum { DEPTH = 128 };
 
 struct CabDocs {
   CabFile file;

@@ -11,7 +11,8 @@ typedef struct CabDocs CabDocs;
 /* Plain or gzip. field: of the JSON object on each line; NULL: the file is text, one document. NULL + error slot on failure. */
 CabDocs *cab_docs_open(const char *path, const char *field);
 /* The next part of a document, well-formed UTF-8 without NUL; *text NULL at the end of the file. *last: the document ends with it.
- * A text is cut before a space that follows no space, so that the words of its parts are its words.
+ * A text is cut before a space that follows no space, so that the words of its parts are its words; an added token with a space
+ * inside it is not seen across such a cut.
  * Errors 65 name byte and line: text-utf8, text-nul, text-line, text-empty, jsonl, jsonl-field, jsonl-depth. */
 CabStatus cab_docs_next(CabDocs *d, const char **text, size_t *n, bool *last);
 void cab_docs_close(CabDocs *d);
