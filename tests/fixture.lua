@@ -3,7 +3,7 @@
 local core = require "cab.core"
 local op = core.ops
 local tensors, cases = {}, {}
-local CPU_ONLY = { ssd = true } -- rows without CUDA kernels
+local CPU_ONLY = { ssd = true, rotary = true, head_loss = true } -- rows without CUDA kernels
 local M = { tensors = tensors, calls = {} }
 
 for _, name in ipairs { "ops", "bridge", "language" } do

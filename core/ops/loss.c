@@ -1,6 +1,9 @@
 /* loss.c - scalar losses. */
 #include "loss.h"
 
+#include "elementwise.h"
+#include "gemm.h"
+#include "head.h"
 #include "op.h"
 
 static const double COSINE_EPS = 1e-8;
@@ -86,6 +89,159 @@ static CabStatus frobenius_gradient(CabCall *c) {
   return CAB_OK;
 }
 
+/* ---- head_loss: in x w b ids segment tx tw tb top logits, out y parts gx gw gb ------------------------------------------ */
+
+enum { HEAD_X, HEAD_W, HEAD_B, HEAD_IDS, HEAD_SEGMENT, HEAD_TX, HEAD_TW, HEAD_TB, HEAD_TOP, HEAD_TOP_LOGITS };
+enum { HEAD_CE, HEAD_KL, HEAD_DIVERGENCE, HEAD_TEMPERATURE, HEAD_SMOOTHING, HEAD_VOCAB, HEAD_ROWS };
+
+static CabStatus head_numbers(const CabCall *c) {
+  const double *o = c->option;
+  if (!(o[HEAD_CE] >= 0) || !(o[HEAD_KL] >= 0)) return cab_call_fail(c, "'ce' is %g and 'kl' %g, expected weights of at least 0", o[HEAD_CE], o[HEAD_KL]);
+  if (!(o[HEAD_TEMPERATURE] > 0)) return cab_call_fail(c, "'temperature' is %g, expected above 0", o[HEAD_TEMPERATURE]);
+  if (!(o[HEAD_SMOOTHING] >= 0 && o[HEAD_SMOOTHING] <= 1)) return cab_call_fail(c, "'smoothing' is %g, expected 0 to 1", o[HEAD_SMOOTHING]);
+  if (o[HEAD_ROWS] != (double)(int64_t)o[HEAD_ROWS] || o[HEAD_ROWS] < 1) return cab_call_fail(c, "'rows' is %g, expected a whole number from 1", o[HEAD_ROWS]);
+  return CAB_OK;
+}
+
+/* The teacher is its hidden states and its head, or its largest logits; none where kl is 0. */
+static CabStatus head_teacher(const CabCall *c) {
+  CabTensor *const *in = c->in;
+  const bool whole = in[HEAD_TX] && in[HEAD_TW], part = in[HEAD_TOP] && in[HEAD_TOP_LOGITS];
+  if (!in[HEAD_TX] != !in[HEAD_TW] || !in[HEAD_TOP] != !in[HEAD_TOP_LOGITS] || (in[HEAD_TB] && !whole))
+    return cab_call_fail(c, "'tx' goes with 'tw', 'top' with 'top_logits', 'tb' with 'tw'");
+  if (whole && part) return cab_call_fail(c, "give the teacher as 'tx' and 'tw' or as 'top' and 'top_logits', not both");
+  if (c->option[HEAD_KL] != 0 && !whole && !part) return cab_call_fail(c, "'kl' is %g, but there is no teacher", c->option[HEAD_KL]);
+  if (part && c->option[HEAD_DIVERGENCE] > HEAD_CROSS)
+    return cab_call_fail(c, "this divergence needs all of the teacher's logits, 'top' works with forward and cross");
+  for (int i = HEAD_TX; i <= HEAD_TB; i++) CAB_TRY(cab_call_constant(c, i));
+  return cab_call_constant(c, HEAD_TOP_LOGITS);
+}
+
+/* Sets N, the entries in use; R rows and S entries of gradients, 0 if none is wanted. */
+static CabStatus head_check(CabCall *c) {
+  CAB_TRY(head_numbers(c));
+  CAB_TRY(head_teacher(c));
+  const int64_t V = cab_dim(c, 'V'), U = c->in[HEAD_TW] ? cab_dim(c, 'U') : V, most = V < U ? V : U;
+  const double vocab = c->option[HEAD_VOCAB];
+  if (vocab == 0 && V != U)
+    return cab_call_fail(c, "'w' has %lld rows and 'tw' %lld: say how many are in use with 'vocab'", (long long)V, (long long)U);
+  const int64_t N = vocab == 0 ? V : (int64_t)vocab;
+  if (vocab != (double)(int64_t)vocab || N < 1 || N > most)
+    return cab_call_fail(c, "'vocab' is %g, expected a whole number from 1 to %lld", vocab, (long long)most);
+  CAB_TRY(cab_call_check_ids(c, HEAD_IDS, 0, N));
+  if (c->in[HEAD_TOP]) CAB_TRY(cab_call_check_ids(c, HEAD_TOP, 0, N));
+  cab_call_set_dim(c, 'N', N);
+  cab_call_set_dim(c, 'R', c->wants_grad ? cab_dim(c, 'B') * cab_dim(c, 'L') : 0);
+  cab_call_set_dim(c, 'S', c->wants_grad ? V : 0);
+  return CAB_OK;
+}
+
+typedef struct { /* a call of head_loss: its shape and what it holds of one block of rows */
+  HeadShape s;
+  bool whole, part; /* the teacher's states and head, or its largest logits */
+  CabTensor *logits, *teacher, *losses, *count, *sums;
+} Head;
+
+static const char *head_row_of(const CabCall *c, int input, int64_t row, int64_t ld) {
+  return (const char *)cab_tensor_data(c->in[input]) + (size_t)(row * ld) * cab_dtype_size(c->dtype);
+}
+
+static CabStatus head_open(CabCall *c, int64_t block, Head *h) {
+  CabTensor **in = c->in;
+  const double *o = c->option;
+  if (c->dtype == CAB_BF16) return cab_call_fail(c, "bf16 is not supported, expected f32 or f64");
+  h->whole = in[HEAD_TX] && o[HEAD_KL] != 0, h->part = in[HEAD_TOP] && o[HEAD_KL] != 0;
+  h->s = (HeadShape){.B = cab_dim(c, 'B'), .L = cab_dim(c, 'L'), .vocab = cab_dim(c, 'N'), .V = cab_dim(c, 'V'),
+                     .U = h->whole ? cab_dim(c, 'U') : 0, .K = h->part ? cab_dim(c, 'K') : 0, .ce = o[HEAD_CE], .kl = o[HEAD_KL],
+                     .smoothing = o[HEAD_SMOOTHING], .temperature = o[HEAD_TEMPERATURE],
+                     .divergence = (HeadDivergence)o[HEAD_DIVERGENCE]};
+  if (h->part && h->s.K == 0) return cab_call_fail(c, "'top' is empty");
+  h->logits = cab_scratch(c, c->dtype, block * h->s.V);
+  h->teacher = cab_scratch(c, c->dtype, block * (h->part ? h->s.K : h->s.U));
+  h->losses = cab_scratch(c, c->dtype, 2 * h->s.B * h->s.L);
+  h->count = cab_scratch(c, c->dtype, 2);
+  h->sums = cab_scratch(c, c->dtype, h->s.V);
+  return h->logits && h->teacher && h->losses && h->count && h->sums ? CAB_OK : cab_error()->code;
+}
+
+/* Logits of both sides without their biases; of a list the teacher's, a copy: they become probabilities. */
+static CabStatus head_logits(CabCall *c, const Head *h, int64_t first, int64_t rows) {
+  CabTensor **in = c->in;
+  const int64_t D = cab_dim(c, 'D'), ldx = cab_ld(in[HEAD_X]), K = h->s.K;
+  RUN(c, gemm, false, true, rows, h->s.V, D, 1, head_row_of(c, HEAD_X, first, ldx), ldx, CAB_DATA(in[HEAD_W]), D, 0,
+      CAB_DATA(h->logits), h->s.V);
+  if (h->part) RUN(c, affine, rows * K, 1.0, 0.0, head_row_of(c, HEAD_TOP_LOGITS, first, K), CAB_DATA(h->teacher));
+  if (!h->whole) return CAB_OK;
+  const int64_t E = cab_dim(c, 'E'), ldt = cab_ld(in[HEAD_TX]);
+  RUN(c, gemm, false, true, rows, h->s.U, E, 1, head_row_of(c, HEAD_TX, first, ldt), ldt, CAB_DATA(in[HEAD_TW]), E, 0,
+      CAB_DATA(h->teacher), h->s.U);
+  return CAB_OK;
+}
+
+/* gx of the block, and its part of gw and gb: g^T x, column sums of g. */
+static CabStatus head_block_gradient(CabCall *c, const Head *h, int64_t first, int64_t rows) {
+  const int64_t D = cab_dim(c, 'D'), V = h->s.V, ldx = cab_ld(c->in[HEAD_X]);
+  const void *g = CAB_DATA(h->logits);
+  char *gx = (char *)cab_tensor_data(c->out[2]) + (size_t)(first * D) * cab_dtype_size(c->dtype);
+  RUN(c, gemm, false, false, rows, D, V, 1, g, V, CAB_DATA(c->in[HEAD_W]), D, 0, gx, D);
+  RUN(c, gemm, true, false, V, D, rows, 1, g, V, head_row_of(c, HEAD_X, first, ldx), ldx, first > 0, CAB_DATA(c->out[3]), D);
+  if (!c->in[HEAD_B]) return CAB_OK;
+  RUN(c, column_sum, rows, V, g, V, first > 0 ? CAB_DATA(h->sums) : CAB_DATA(c->out[4]));
+  if (first > 0) RUN(c, axpy, V, 1.0, CAB_DATA(h->sums), CAB_DATA(c->out[4]));
+  return CAB_OK;
+}
+
+static CabStatus head_block(CabCall *c, const Head *h, int64_t first, int64_t rows) {
+  CabTensor **in = c->in;
+  const int32_t *top = h->part ? (const int32_t *)cab_tensor_data(in[HEAD_TOP]) + first * h->s.K : NULL;
+  CAB_TRY(head_logits(c, h, first, rows));
+  RUN(c, head_rows, &h->s, first, rows, CAB_DATA(in[HEAD_IDS]), CAB_DATA(in[HEAD_SEGMENT]), CAB_DATA(h->count), CAB_DATA(h->logits),
+      CAB_DATA(in[HEAD_B]), h->whole || h->part ? CAB_DATA(h->teacher) : NULL, CAB_DATA(in[HEAD_TB]), top, c->wants_grad,
+      CAB_DATA(h->losses));
+  return c->wants_grad ? head_block_gradient(c, h, first, rows) : CAB_OK;
+}
+
+/* parts = sums of the rows' shares; y = ce parts[0] + kl parts[1]. */
+static CabStatus head_sum(CabCall *c, const Head *h) {
+  const int64_t one = 1, two = 2;
+  char *weights = cab_tensor_data(h->count), *products = cab_tensor_data(h->losses);
+  RUN(c, sum_middle, 2, h->s.B * h->s.L, 1, 1.0, CAB_DATA(h->losses), CAB_DATA(c->out[1]));
+  if (h->s.B * h->s.L == 0) { /* no block wrote anything */
+    for (int i = 3; c->wants_grad && i <= 4; i++) CAB_TRY(cab_tensor_fill(c->out[i], 0));
+    return cab_tensor_fill(c->out[0], 0);
+  }
+  RUN(c, fill, 1, h->s.ce, weights);
+  RUN(c, fill, 1, h->s.kl, weights + cab_dtype_size(c->dtype));
+  RUN(c, binary, BINARY_MUL, 1, &two, weights, &one, CAB_DATA(c->out[1]), &one, products);
+  RUN(c, sum_middle, 1, 2, 1, 1.0, products, CAB_DATA(c->out[0]));
+  return CAB_OK;
+}
+
+static CabStatus head_apply(CabCall *c) {
+  const int64_t all = cab_dim(c, 'B') * cab_dim(c, 'L');
+  const int64_t block = c->option[HEAD_ROWS] < (double)all ? (int64_t)c->option[HEAD_ROWS] : all;
+  Head h;
+  CAB_TRY(head_open(c, block, &h));
+  RUN(c, head_count, h.s.B, h.s.L, CAB_DATA(c->in[HEAD_IDS]), CAB_DATA(c->in[HEAD_SEGMENT]), CAB_DATA(h.count));
+  for (int64_t first = 0; first < all; first += block) CAB_TRY(head_block(c, &h, first, all - first < block ? all - first : block));
+  return head_sum(c, &h);
+}
+
+/* The gradients are there but for the factor that arrives. */
+static CabStatus head_scaled(CabCall *c, int input, CabTensor *kept) {
+  if (!c->gin[input]) return CAB_OK;
+  const int64_t n = cab_tensor_count(c->gin[input]), one = 1, none = 0;
+  RUN(c, binary, BINARY_MUL, 1, &n, CAB_DATA(kept), &one, CAB_DATA(c->gout[0]), &none, CAB_DATA(c->gin[input]));
+  return CAB_OK;
+}
+
+static CabStatus head_gradient(CabCall *c) {
+  if (c->gout[1]) return cab_call_fail(c, "'parts' are for reading: no gradient goes through them");
+  CAB_TRY(head_scaled(c, HEAD_X, c->out[2]));
+  CAB_TRY(head_scaled(c, HEAD_W, c->out[3]));
+  return head_scaled(c, HEAD_B, c->out[4]);
+}
+
 const CabOp cab_ops_loss[] = {
   {"cross_entropy", "x[R,C] labels:i32[R]? target^[R,C]? | smoothing=0 -> y^[] ~lse^[R]", entropy_apply, entropy_gradient,
    "x labels target lse", "mean of -sum target log softmax(x); label -1 is left out (smoothing: arXiv 1512.00567, section 7)",
@@ -96,5 +252,12 @@ const CabOp cab_ops_loss[] = {
   {"cosine", "a[*,D] b[*,D] -> y^[]", cosine_apply, cosine_gradient, "a b", "mean over rows of 1 - a.b / (|a| |b|)", NULL, NULL},
   {"frobenius", "a[*,M,N] b[*,M,N] -> y^[]", frobenius_apply, frobenius_gradient, "a b",
    "mean over matrices of |a - b|_F; gradient 0 at a = b", NULL, NULL},
+  {"head_loss",
+   "x~[B,L,D] w^[V,D] b^[V]? ids:i32[B,L] segment:i32[B,L]? tx~[B,L,E]? tw^[U,E]? tb^[U]? top:i32[B,L,K]? top_logits[B,L,K]? | "
+   "ce=1 kl=0 divergence=forward|cross|reverse|jsd temperature=1 smoothing=0 vocab=0 rows=256 -> y^[] parts^[2] ~gx[R,D] ~gw^[S,D] ~gb^[S]",
+   head_apply, head_gradient, "gx gw gb",
+   "of logits x w^T + b, `rows` tokens at a time: ce times cross-entropy with the next id of the segment + kl times a divergence from "
+   "the teacher's tx tw^T + tb or its largest logits; parts: both, unweighted (arXiv 1503.02531; generalised JSD: 2306.13649)",
+   head_check, NULL},
   {0},
 };

@@ -8,6 +8,7 @@
 #include "gemm.h"
 #include "norm.h"
 #include "op.h"
+#include "rotary.h"
 
 /* ---- linear --------------------------------------------------------------------------------- */
 
@@ -190,6 +191,30 @@ static CabStatus embedding_gradient(CabCall *c) {
   return CAB_OK;
 }
 
+/* ---- rotary: in x; options heads width base start --------------------------------------------------------------- */
+
+static CabStatus rotary_check(CabCall *c) {
+  const double heads = c->option[0];
+  const int64_t D = cab_dim(c, 'D'), H = (int64_t)heads;
+  if (heads != (double)H || H < 1 || D % H) return cab_call_fail(c, "'heads' is %g and does not divide D=%lld", heads, (long long)D);
+  const double width = c->option[1] != 0 ? c->option[1] : (double)(D / H);
+  const int64_t W = (int64_t)width;
+  if (width != (double)W || W < 0 || W % 2 || W > D / H)
+    return cab_call_fail(c, "'width' is %g, expected an even number up to the %lld elements of a head", width, (long long)(D / H));
+  cab_call_set_dim(c, 'W', W);
+  if (!(c->option[2] > 0)) return cab_call_fail(c, "'base' is %g, expected above 0", c->option[2]);
+  return CAB_OK;
+}
+
+static CabStatus rotary_turn(CabCall *c, double turn, const CabTensor *x, int64_t ld, CabTensor *y) {
+  const int64_t D = cab_dim(c, 'D'), H = (int64_t)c->option[0];
+  RUN(c, rotary, cab_dim(c, 'B'), cab_dim(c, 'L'), H, D / H, cab_dim(c, 'W'), c->option[2], c->option[3], turn, CAB_DATA(x), ld,
+      CAB_DATA(y));
+  return CAB_OK;
+}
+static CabStatus rotary_apply(CabCall *c) { return rotary_turn(c, 1, c->in[0], cab_ld(c->in[0]), c->out[0]); }
+static CabStatus rotary_gradient(CabCall *c) { return rotary_turn(c, -1, c->gout[0], cab_dim(c, 'D'), c->gin[0]); }
+
 const CabOp cab_ops_nn[] = {
   {"linear", "x~[*,I] w^[O,I] b^[O]? -> y[*,O]", linear_apply, linear_gradient, "x w", "y = x w^T + b", linear_check, NULL, "x"},
   {"layer_norm", "x[*,D] w^[D] b^[D]? residual^[*,D]? | eps=1e-6 -> y[*,D] sum^[*,D] ~mean^[*] ~rstd^[*]", layer_apply, layer_gradient,
@@ -200,6 +225,8 @@ const CabOp cab_ops_nn[] = {
    attention_apply, attention_gradient, "q k v y lse",
    "y = softmax(scale q k^T) v per head; scale 0: 1/sqrt(D/heads) (arXiv 1706.03762); map is empty unless asked for",
    attention_check, NULL},
+  {"rotary", "x~[B,L,D] | heads=1 width=0 base=10000 start=0 -> y[B,L,D]", rotary_apply, rotary_gradient, "",
+   "first `width` elements of each head (0: all) turned by (start + token) base^(-2i/width) (arXiv 2104.09864)", rotary_check, NULL},
   {"patch_embed", "x[B,C,H,W] w^[D,C,P,P] b^[D]? | stride=0 -> y[B,T,D]", patch_apply, patch_gradient, "x w",
    "linear map of each patch; stride 0: P (arXiv 2010.11929)", patch_check, NULL},
   {"conv1d", "x~[B,L,E] w^[E,1,W] b^[E]? | silu=true reverse=false -> y[B,L,E]", conv_apply, conv_gradient, "x w b",

@@ -107,6 +107,9 @@ function Feed:next()
   return ids, segments
 end
 
+--- Nothing is ever left out: an id that is none is an error.
+function Feed.skipped() return 0 end
+
 --- Seconds that batches were waited for so far.
 ---@return number
 function Feed:waited() return self.windows:wait() end

@@ -1,4 +1,4 @@
---- Accuracy, loss and bridge fit on the test images.
+--- Accuracy, loss and bridge fit on the test images; perplexity on the test text.
 local core = require "cab.core"
 local M = {}
 
@@ -33,6 +33,7 @@ end
 
 -- Targets of all layers are held at once, so few images.
 local function fit_batch(job)
+  if job.text then return math.max(1, 5000 // job.data.length) end
   local batch = job.recipe.eval.batch
   return batch == 0 and 100 or math.min(batch, 100)
 end
@@ -58,27 +59,65 @@ function M.fits(job, stage)
   return out
 end
 
---- The evaluation of a training job: what the recipe's eval.metrics name.
+-- Perplexity of the test text by the student as it is.
+local function perplexity(job)
+  local o, data = job.recipe.eval, job.data
+  local ids = data:ids("test", o.tokens)
+  local window = o.window > 0 and o.window or data.length
+  return require "cab.text".perplexity(job.student, ids:to(job.device),
+    { window = window, stride = o.stride > 0 and o.stride or window, batch = o.batch > 0 and o.batch or nil })
+end
+
+-- What the recipe's eval.metrics name, of the student as it is.
+local function measured(job, wanted)
+  if job.text then
+    local row = perplexity(job)
+    row.score = -row.loss
+    return row
+  end
+  local all = M.classify(job.student, job.data, { batch = job.recipe.eval.batch })
+  return { top1 = all.top1, top5 = wanted.top5 and all.top5 or nil, loss = wanted.loss and all.loss or nil, images = all.images,
+    seconds = all.seconds, score = all.top1 }
+end
+
+--- The evaluation of a training job. `score` is what the best weights have most of.
 ---@param job Job
 ---@param stage table
----@return table row {top1, top5, loss, r2}
+---@return table row {top1, top5, loss, images, seconds, score, average?, r2?}; of text {perplexity, loss, tokens, window, stride, ...}
 function M.job(job, stage)
-  local wanted, r = {}, job.recipe
+  local r, wanted = job.recipe, {}
   for _, name in ipairs(r.eval.metrics) do wanted[name] = true end
-  local function classify() return M.classify(job.student, job.data, { batch = r.eval.batch }) end
-  local all = classify()
-  local row = { top1 = all.top1, seconds = all.seconds, images = all.images }
-  if wanted.top5 then row.top5 = all.top5 end
-  if wanted.loss then row.loss = all.loss end
+  local row = measured(job, wanted)
   if r.optim.ema > 0 then
-    local average = job:averaged(classify)
-    row.average = { top1 = average.top1, top5 = average.top5, loss = average.loss }
+    local average = job:averaged(function() return measured(job, wanted) end)
+    row.average = { top1 = average.top1, top5 = average.top5, loss = average.loss, perplexity = average.perplexity }
+    row.score = average.score
   end
   if wanted.align and job.pairs then
     local fits = M.fits(job, stage)
     if next(fits) then row.r2 = fits end
   end
   return row
+end
+
+--- What a row says, in words.
+---@param row table
+---@return string[]
+function M.words(row)
+  local parts = { row.perplexity and ("perplexity %.2f"):format(row.perplexity) or ("top1 %.2f"):format(row.top1) }
+  if row.top5 then parts[#parts + 1] = ("top5 %.2f"):format(row.top5) end
+  if row.loss then parts[#parts + 1] = ("loss %.4f"):format(row.loss) end
+  if row.average then parts[#parts + 1] = "average " .. M.words(row.average)[1] end
+  for name, r2 in pairs(row.r2 or {}) do parts[#parts + 1] = ("%s R2 %.3f"):format(name, r2) end
+  return parts
+end
+
+--- A score as people know it: name and number.
+---@return string
+---@return number
+function M.known(job, score)
+  if job.text then return "perplexity", math.exp(-score) end
+  return "top1", score
 end
 
 return M

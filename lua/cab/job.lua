@@ -10,6 +10,7 @@ local M = {}
 ---@field chip string
 ---@field fallback? string why "auto" is the CPU
 ---@field notes string[] what a run should say before it begins
+---@field text? table cab.text, where batches are ids
 ---@field params table[] {name, tensor, decay, m, v, average?, student: boolean, born?: step of the first gradient, of a checkpoint}
 local Job = {}
 Job.__index = Job
@@ -107,7 +108,12 @@ local function model(role, spec, extra)
     end
     file:close()
   end
-  return require "cab.models.build".model(require "cab".models[spec.kind], given, extra)
+  local kind, text = require "cab".models[spec.kind], extra.vocab ~= nil
+  if text ~= (kind.options.vocab ~= nil) then
+    check.fail(2, ("the data is %s, but the %s is a %s, for %s"):format(text and "text" or "images", role, spec.kind,
+      text and "images" or "text"), { id = "task" })
+  end
+  return require "cab.models.build".model(kind, given, extra)
 end
 
 local function choose_device(self)
@@ -129,19 +135,22 @@ function M.build(r)
   choose_device(self)
   if r.threads > 0 then core.threads(r.threads) end
   self.data = M.helped(r, "data", require "cab.data".build, r.data, self.device)
+  self.text = self.data.vocab and require "cab.text" -- batches are ids
   self.per_epoch = self.data:batches(r.batch)
   if self.per_epoch == 0 then
-    check.fail(2, ("batch is %d, there are only %d training images"):format(r.batch, self.data.count.train))
+    check.fail(2, ("batch is %d, there are only %d training %s"):format(r.batch, self.data.count.train, self.text and "rows" or "images"))
   end
-  local extra = { classes = self.data.classes, channels = self.data.channels, image = self.data.size, seed = r.seed,
-    mean = self.data.mean, std = self.data.std, device = self.device, precision = r.precision }
-  for _, note in ipairs(self.data.notes) do self.notes[#self.notes + 1] = note end
+  local extra = self.text and { vocab = self.data.vocab }
+    or { classes = self.data.classes, channels = self.data.channels, image = self.data.size, mean = self.data.mean, std = self.data.std }
+  extra.seed, extra.device, extra.precision = r.seed, self.device, r.precision
+  for _, note in ipairs(self.data.notes or {}) do self.notes[#self.notes + 1] = note end
   self.student = M.helped(r, "student", model, "student", r.student, extra)
   self.teacher = r.teacher and M.helped(r, "teacher", model, "teacher", r.teacher, extra):freeze()
   if self.teacher then
     if (r.teacher.weights or "") == "" then self.notes[#self.notes + 1] = "warning: the teacher is untrained: teacher.weights names no file" end
     self.pairs = require "cab.pairs".new { student = self.student, teacher = self.teacher, map = r.pairs }
   end
+  if self.text then self.text.preflight(self) end
   instances(self)
   for _, s in ipairs(self.stages) do
     s.student_taps = taps.wanted(s.list, "student", self.student)
@@ -154,15 +163,16 @@ function M.build(r)
   return self
 end
 
---- Mean and deviation of the teacher's targets, from up to 1000 shuffled training images: all classes are among them.
+--- Mean and deviation of the teacher's targets, from up to 1000 shuffled training images (all classes are among them) or 20000 tokens.
 function Job:measure()
   if not self.measures then return end
-  local batch = math.min(self.data.size > 64 and 20 or 100, self.data.count.train) -- q and k of all layers are held in f64
+  local most = self.text and math.max(1, 5000 // self.data.length) or self.data.size > 64 and 20 or 100
+  local batch = math.min(most, self.data.count.train) -- q and k of all layers are held in f64
   local loader = self.data:loader("train", { batch = batch, seed = self.recipe.seed, epoch = 1 << 30 })
-  local left = math.min(1000, self.data.count.train) // batch
+  local left = self.text and 4 or math.min(1000, self.data.count.train) // batch
   self.pairs:measure(self.teacher, function()
     left = left - 1
-    return left >= 0 and loader:next() or nil
+    if left >= 0 then return loader:next() end
   end)
   loader:close()
 end
@@ -177,13 +187,14 @@ end
 
 --- The losses of a batch. Inside the caller's scope. Strategies see labels or, of a mixed batch, the target.
 ---@param stage table
----@param images any f32[b,C,H,W]
----@param labels any i32[b]
+---@param images any f32[b,C,H,W], or ids i32[b,l]
+---@param labels any i32[b]; of ids, segment? i32[b,l]
 ---@param target? any f32[b,classes] of a mixed batch
 ---@return table[] terms {name, weight, value: scalar tensor, strategy}
----@return any logits [b,classes]
+---@return any logits [b,classes]; of ids, nil
 ---@return table taps of the student
 function Job:losses(stage, images, labels, target)
+  if self.text then return self.text.losses(self, stage, images, labels) end
   local batch = { images = images, labels = not target and labels or nil, target = target }
   local teacher_taps
   if stage.teacher_taps then

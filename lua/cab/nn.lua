@@ -221,6 +221,28 @@ function nn.rms_norm(width, eps)
   return m
 end
 
+--- Causal depthwise convolution over tokens: forward(x [b,l,E], options of op.conv1d).
+function nn.conv1d(channels, width)
+  local m = nn.module("conv1d", { forward = function(self, x, o) return op.conv1d(x, self.weight, self.bias, o) end })
+  m.weight = nn.param({ channels, 1, width }, nn.kaiming(width))
+  m.bias = nn.param({ channels }, nn.kaiming(width), false)
+  return m
+end
+
+--- A table [rows,width], normal with deviation 0.02; read by op.embedding.
+function nn.embedding(rows, width, decay)
+  local m = nn.module("embedding", {})
+  m.weight = nn.param({ rows, width }, nn.trunc_normal(0.02), decay)
+  return m
+end
+
+--- A module of parts alone: nn.group("mlp", { fc1 = ..., fc2 = ... }, "fc1", "fc2"), registered in the order of the names.
+function nn.group(kind, parts, ...)
+  local m = nn.module(kind, {})
+  for _, name in ipairs { ... } do m[name] = parts[name] end
+  return m
+end
+
 --- `depth` linears with SiLU between: names 0, 2, 4, ... (the odd places are the activations). depth 1: one linear.
 function nn.mlp(inputs, hidden, outputs, depth)
   depth = depth or 2

@@ -1,6 +1,6 @@
 --- Pairs: which student layer looks at which teacher layer, in which scan direction, and in which token order.
 --- Strategies see aligned taps only. Token order: all taps are in natural order, both directions, so alignment is only the
---- place of the class token: teacher first, student anywhere.
+--- place of the class token: teacher first, student anywhere. Sequences of ids have none, which is as if it were first in both.
 local core = require "cab.core"
 local options = require "cab.options"
 local op = core.ops
@@ -66,7 +66,7 @@ end
 local function place(x, dim, positions, tokens, distilled)
   if distilled then x = core.concat({ x:slice(dim, 1, 1), x:slice(dim, 3, x:size(dim)) }, dim) end
   local n = x:size(dim)
-  if n + #positions - 1 ~= tokens then
+  if tokens and n + #positions - 1 ~= tokens then
     options.fail(1, "pairs-tokens", ("pairs: the teacher has %d tokens, the student %d: use the same grid"):format(n, tokens))
   end
   if #positions == 1 and positions[1] == 1 then return x end
@@ -156,12 +156,12 @@ end
 function M.new(o)
   local student, teacher = o.student, o.teacher
   local p = setmetatable({
-    directional = student.taps.directional, class_positions = student.class_positions, tokens = student.tokens, distilled = teacher.distilled,
+    directional = student.taps.directional, class_positions = student.class_positions or { 1 }, tokens = student.tokens, distilled = teacher.distilled,
     state = student.state_size, width = student.width, dim = teacher.width, heads = teacher.heads, stats = {}, layers = 0,
     map = M.layers(o.map, student.depth, teacher.depth), now = nil,
   }, Pairs)
   for layer = 1, student.depth do
-    if p.map[layer] then
+    if p.map[layer] and not (student.attention and student.attention[layer]) then -- a hybrid's own attention has no B, C
       p.layers = p.layers + 1
       for _, suffix in ipairs(student.directions or { "" }) do
         table.insert(p, {
@@ -202,16 +202,16 @@ local function feature_sum(x) return op.sum(op.sum(x, { dim = 1 }), { dim = 1 })
 --- Mean and deviation of the teacher's q and k, for each layer in use and feature, over all tokens of all images: give
 --- images of every class.
 ---@param teacher table
----@param batches table|function list of images [b,C,H,W], or a function returning the next batch or nil
+---@param batches table|function list of images [b,C,H,W] or ids i32[b,l] (from a function, with segment i32[b,l]), or a function returning the next batch or nil
 function Pairs:measure(teacher, batches)
   local i = 0
   local next_batch = type(batches) == "function" and batches or function() i = i + 1 return batches[i] end
   local count, sums, used = 0, {}, {}
   for _, entry in ipairs(self) do used[entry.teacher] = true end
   core.no_grad(function()
-    for images in next_batch do
+    for images, segment in next_batch do
       local scope <close> = core.scope()
-      local _, t = teacher:forward(images, { q = true, k = true })
+      local _, t = (teacher.body or teacher.forward)(teacher, images, { q = true, k = true }, { segment = segment })
       count = count + images:size(1) * t.q[1]:size(2)
       for layer in pairs(used) do
         for _, name in ipairs { "q", "k" } do

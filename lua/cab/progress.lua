@@ -1,4 +1,4 @@
---- Progress of a run: a bar with time left and images/s on a terminal, plain lines elsewhere.
+--- Progress of a run: a bar with time left and images or tokens a second on a terminal, plain lines elsewhere.
 local core = require "cab.core"
 local M = {}
 
@@ -16,13 +16,13 @@ function M.clock(seconds)
   return ("%02d:%02d"):format(s // 60, s % 60)
 end
 
----@param options table total (steps), step (done already), name, quiet, every (seconds between plain lines)
+---@param options table total (steps), step (done already), name, quiet, every (seconds between plain lines), unit ("images")
 ---@return Progress
 function M.new(options)
   local now = core.now()
   return setmetatable({
     total = options.total, first = options.step or 0, name = options.name or "", quiet = options.quiet,
-    terminal = not options.quiet and core.isatty(), begun = now, drawn = 0, every = options.every or 15, images = 0,
+    terminal = not options.quiet and core.isatty(), begun = now, drawn = 0, every = options.every or 15, seen = 0, unit = options.unit or "images",
   }, Progress)
 end
 
@@ -44,10 +44,10 @@ end
 
 --- After each step.
 ---@param step integer
----@param images integer images of this step
+---@param count integer images or tokens of this step
 ---@param text string e.g. "loss 1.23"
-function Progress:tick(step, images, text)
-  self.images = self.images + images
+function Progress:tick(step, count, text)
+  self.seen = self.seen + count
   if self.quiet then return end
   local now = core.now()
   if now - self.drawn < (self.terminal and 0.2 or self.every) then return end
@@ -55,8 +55,8 @@ function Progress:tick(step, images, text)
   self.drawn = now
   local spent, done = now - self.begun, step - self.first
   local left = done > 0 and spent / done * (self.total - step) or math.huge
-  local facts = ("%s step %d/%d  %s  %.0f images/s  %s left"):format(self.name, step, self.total, text,
-    self.images / math.max(spent, 1e-9), M.clock(left))
+  local facts = ("%s step %d/%d  %s  %.0f %s/s  %s left"):format(self.name, step, self.total, text,
+    self.seen / math.max(spent, 1e-9), self.unit, M.clock(left))
   if self.terminal then
     local cells = 24
     local full = math.floor(cells * step / self.total)
@@ -70,6 +70,6 @@ end
 
 --- Images per second so far.
 ---@return number
-function Progress:rate() return self.images / math.max(core.now() - self.begun, 1e-9) end
+function Progress:rate() return self.seen / math.max(core.now() - self.begun, 1e-9) end
 
 return M

@@ -45,7 +45,10 @@ local parts = {
   },
   eval = {
     every   = { "number|string", default = 0, min = 0 },        -- between evaluations, as optim.warmup; 0: only at the end
-    batch   = { "integer", default = 0, min = 0 },              -- 0: 250 on the CPU, 512 on a GPU
+    batch   = { "integer", default = 0, min = 0 },              -- 0: 250 on the CPU, 512 on a GPU; of text, 8 windows
+    window  = { "integer", default = 0, min = 0 },              -- perplexity: ids a model sees at once, 0: a window of the data
+    stride  = { "integer", default = 0, min = 0 },              -- ids from one window to the next, 0: a window
+    tokens  = { "integer", default = 0, min = 0 },              -- of the test text, 0: all
     metrics = { "table", default = { "top1", "top5", "loss", "align" } },
     shares  = { "boolean", default = true },                    -- share of the gradient of each loss term
   },

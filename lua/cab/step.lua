@@ -26,12 +26,15 @@ function M.new(job, say)
     alike = 0, refused = false }, Step)
 end
 
-local function alike(t, u) return t:dtype() == u:dtype() and table.concat(t:shape(), ",") == table.concat(u:shape(), ",") end
+local function alike(t, u)
+  if not (t and u) then return t == u end
+  return t:dtype() == u:dtype() and table.concat(t:shape(), ",") == table.concat(u:shape(), ",")
+end
 
 --- Brings a batch to where the step reads it: on a GPU into the staged tensors; a batch of another shape has its own.
 ---@param scope any the step's: what outlives the step is kept out of it
----@param images any u8 or f32 [b,C,H,W] as a loader gives them
----@param labels any i32[b]
+---@param images any u8 or f32 [b,C,H,W] as a loader gives them, or ids i32[b,l]
+---@param labels any i32[b]; of ids, segment? i32[b,l]
 ---@param targets? any f32[b,classes] of a mixed batch
 function Step:place(scope, images, labels, targets)
   local device, staged = self.job.device, self.staged
@@ -171,12 +174,13 @@ local function first_bad(job, now)
     local bad = t and t:range().bad or 0
     return bad > 0 and { what = what, tensor = name, bad = bad } or nil
   end
-  local found = find("input", "images", now.images)
+  local found = not job.text and find("input", "images", now.images) or nil
   for _, p in ipairs(job.params) do found = found or find("weight", p.name, p.tensor) end
   for layer = 1, job.student.depth or 0 do
     for _, name in ipairs(options.names(now.taps)) do
       local tap = now.taps[name]
-      found = found or find("tap", name .. "." .. layer, type(tap) == "table" and tap[layer] or nil)
+      local one = type(tap) == "table" and tap[layer]
+      found = found or find("tap", name .. "." .. layer, type(one) == "userdata" and one or nil) -- a matrix in tiles is none
     end
   end
   found = found or find("output", "logits", now.logits)

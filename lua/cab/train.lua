@@ -139,12 +139,7 @@ function Run:evaluate(step)
   local share, spent = self:data_wait()
   self.folder:log(("step %d: waited for data %.1f %% of %.2f s"):format(step, 100 * share, spent))
   local row = evaluate.job(job, (job:stage(step)))
-  local score = row.average and row.average.top1 or row.top1
-  local parts = { ("step %d  top1 %.2f"):format(step, row.top1) }
-  if row.top5 then parts[#parts + 1] = ("top5 %.2f"):format(row.top5) end
-  if row.loss then parts[#parts + 1] = ("loss %.4f"):format(row.loss) end
-  if row.average then parts[#parts + 1] = ("average top1 %.2f"):format(row.average.top1) end
-  for name, r2 in pairs(row.r2 or {}) do parts[#parts + 1] = ("%s R2 %.3f"):format(name, r2) end
+  local score, parts = row.score, evaluate.words(row)
   if self.shares then
     row.share = {}
     for _, name in ipairs(options.names(self.shares)) do
@@ -153,16 +148,17 @@ function Run:evaluate(step)
     end
     self.shares = nil
   end
-  self:say(table.concat(parts, "  "))
+  self:say(("step %d  %s"):format(step, table.concat(parts, "  ")))
   local seconds = row.seconds
-  row.seconds = nil -- times differ from run to run; the log has them
+  row.seconds, row.score = nil, nil -- times differ from run to run; the log has them
   self.folder:metric { step = step, eval = row }
   self.last = row
   self.folder:log(("evaluation took %.2f s"):format(seconds))
-  if score > (self.best or -1) then
+  if score > (self.best or -math.huge) then
     self.best, self.best_step = score, step
+    local name, known = evaluate.known(job, score)
     local function keep() core.save(self.folder.path .. "/best.safetensors", job.student:state(),
-      { kind = job.recipe.student.kind, step = tostring(step), top1 = ("%.4f"):format(score) }) end
+      { kind = job.recipe.student.kind, step = tostring(step), [name] = ("%.4f"):format(known) }) end
     if row.average then job:averaged(keep) else keep() end
   end
   self.marked = core.now()
@@ -276,7 +272,7 @@ local function loop(self, first)
     local row = self:step(step)
     if row and (step % r.log == 0 or step == 1 or self:is_eval(step) or row.skipped) then self.folder:metric(row) end
     if row then text = ("loss %s"):format(type(row.loss) == "number" and ("%.4f"):format(row.loss) or row.loss) end
-    self.bar:tick(step, r.batch, text)
+    self.bar:tick(step, job.text and r.batch * job.data.length or r.batch, text)
     if self:is_eval(step) then self:evaluate(step) end
     local stop = row and step < job.steps and self:is_stop(step) -- nothing is saved unseen
     if stop or step == job.steps or (r.checkpoint.every > 0 and step % r.checkpoint.every == 0) then self:save(step) end
@@ -286,8 +282,8 @@ end
 
 ---@class RunResult
 ---@field path string run folder
----@field top1 number of the last evaluation
----@field best number best top1
+---@field top1? number of the last evaluation; of text, perplexity
+---@field best number best top1; of text, the best evaluation's loss, negative
 ---@field steps integer
 ---@field seconds number
 ---@field device string "cpu", "cuda:0"
@@ -314,9 +310,9 @@ function M.run(r, o)
     if not o.resume then begin(self) end
     local first = o.resume and resume(self, o.resume) or 0
     if first == 0 and o.resume then begin(self) end
-    self.bar = progress.new { total = self.job.steps, step = first, name = name, quiet = o.quiet }
-    self:say(("%s: %d steps, %d training images, %d parameters, %s"):format(name, self.job.steps, self.job.data.count.train,
-      self.job.student:size(), path))
+    self.bar = progress.new { total = self.job.steps, step = first, name = name, quiet = o.quiet, unit = self.job.text and "tokens" }
+    self:say(("%s: %d steps, %d training %s, %d parameters, %s"):format(name, self.job.steps, self.job.data.count.train,
+      self.job.text and ("rows of %d tokens"):format(self.job.data.length) or "images", self.job.student:size(), path))
     introduce(self)
     self.stepper = steps.new(self.job, function(text) self:say(text) end)
     self.marked = core.now()
@@ -342,8 +338,9 @@ function M.run(r, o)
   if stopped then check.fail(75, ("stopped after step %d; go on with --resume --out %s"):format(at, path), { id = "stopped" }) end
   local last, seconds = self.last or {}, core.now() - begun
   if self.job.data.close then self.job.data:close() end
-  return { path = path, name = name, top1 = last.top1, top5 = last.top5, loss = last.loss, r2 = last.r2, average = last.average,
-    best = self.best, best_step = self.best_step, steps = self.job.steps, seconds = seconds, images_per_second = self.bar:rate(),
+  return { path = path, name = name, top1 = last.top1, top5 = last.top5, perplexity = last.perplexity, loss = last.loss, r2 = last.r2, average = last.average,
+    best = self.best, best_step = self.best_step, steps = self.job.steps, seconds = seconds, images_per_second = not self.job.text and self.bar:rate() or nil,
+    tokens_per_second = self.job.text and self.bar:rate() or nil,
     device = self.job.device, peak = memory.peak }
 end
 
@@ -351,7 +348,8 @@ end
 function M.export(self, path)
   local tensors, meta = core.load(self.folder.path .. "/best.safetensors")
   core.save(path, tensors, meta)
-  self:say(("best weights (%.2f) in %s"):format(self.best, path))
+  local name, known = evaluate.known(self.job, self.best)
+  self:say(("best weights (%s %.2f) in %s"):format(name, known, path))
 end
 
 M.encodable = function(value) return encodable(plain(value)) end

@@ -5,6 +5,7 @@ usage: python tests/reference/language.py tests/fixtures/language.safetensors   
 import json
 import sys
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
@@ -22,10 +23,11 @@ def ids(*shape, low, high):
     return torch.randint(low, high, shape, dtype=torch.int32)
 
 
-def case(op, inputs, reference, label="", **options):
-    """inputs: name -> tensor (the op's argument names); the loss is the sum of outputs times random weights."""
+def case(op, inputs, reference, label="", frozen=(), **options):
+    """inputs: name -> tensor (the op's argument names); frozen: names without a gradient. The loss is the sum of outputs times
+    random weights."""
     key = f"{op}.{len(cases):03d}"
-    leaves = {n: t.detach().clone().requires_grad_(t.is_floating_point()) for n, t in inputs.items()}
+    leaves = {n: t.detach().clone().requires_grad_(t.is_floating_point() and n not in frozen) for n, t in inputs.items()}
     outputs = reference(**leaves)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     weights = [torch.randn(o.shape) for o in outputs]
@@ -84,6 +86,74 @@ segment = torch.tensor([[0] * 5 + [1] * 11 + [2] * 5, [3] * 16 + [1] * 1 + [3] *
 for chunk in (1, 6, 16, 64):
     args = dict(ssd_inputs(2, 21, 2, 3, 1, 4, True), segment=segment)
     case("ssd", args, lambda **a: ssd(**a), f"segments, chunk {chunk}", chunk=chunk)
+
+
+
+def rotary(x, heads=1, width=0, base=10000.0, start=0):
+    b, l, d = x.shape
+    x = x.view(b, l, heads, d // heads)
+    w = width or d // heads
+    angle = (start + torch.arange(l))[:, None] * base ** (-torch.arange(0, w, 2) / w)
+    c, s = (torch.cat([f(angle)] * 2, -1)[:, None] for f in (torch.cos, torch.sin))
+    turned, rest = x[..., :w], x[..., w:]
+    half = torch.cat([-turned[..., w // 2:], turned[..., :w // 2]], -1)
+    return torch.cat([turned * c + half * s, rest], -1).reshape(b, l, d)
+
+
+for options in [dict(heads=3, width=4), dict(heads=3, start=7, base=500.0), dict(heads=1, width=2)]:
+    case("rotary", dict(x=rnd(2, 5, 18)), lambda x, o=options: rotary(x, **o), str(options), **options)
+
+
+def head_loss(x, w, ids, b=None, segment=None, tx=None, tw=None, tb=None, top=None, top_logits=None, ce=1.0, kl=0.0,
+              divergence="forward", temperature=1.0, smoothing=0.0, vocab=0, rows=256):
+    n = vocab or w.shape[0]
+    logits = F.linear(x, w, b)[..., :n]
+    keep = torch.ones_like(ids, dtype=torch.bool) if segment is None else segment >= 0
+    target = torch.full_like(ids, -1)
+    target[:, :-1] = ids[:, 1:]
+    if segment is not None:
+        target[:, :-1][(segment[:, 1:] != segment[:, :-1]) | ~keep[:, :-1]] = -1
+    total = 0
+    if ce:
+        total = ce * F.cross_entropy(logits.flatten(0, 1), target.long().flatten(), ignore_index=-1, label_smoothing=smoothing)
+    if kl:
+        q = (logits / temperature).log_softmax(-1)
+        if top is not None:
+            p = torch.full_like(q, -torch.inf).scatter(-1, top.long(), (top_logits / temperature).log_softmax(-1))
+        else:
+            p = (F.linear(tx, tw, tb)[..., :n] / temperature).log_softmax(-1)
+        m = torch.logaddexp(p, q) - np.log(2)
+        term = dict(forward=lambda: p.exp() * torch.where(p.isinf(), 0, p - q), cross=lambda: -p.exp() * q,
+                    reverse=lambda: q.exp() * (q - p), jsd=lambda: (p.exp() * (p - m) + q.exp() * (q - m)) / 2)[divergence]()
+        total = total + kl * temperature ** 2 * term.sum(-1)[keep].mean()
+    return total
+
+
+def head(**options):
+    """Options are the op's; `with_` says which optional arguments are there."""
+    with_ = options.pop("with_", "")
+    args = dict(x=rnd(2, 9, 6), w=rnd(13, 6), ids=ids(2, 9, low=0, high=options.get("vocab") or 13))
+    fixed = {}
+    if "bias" in with_:
+        args["b"] = rnd(13)
+    if "segment" in with_:
+        args["segment"] = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 1, -1], [2, 3, 3, 3, 3, 3, 4, 4, 4]], dtype=torch.int32)
+    if "teacher" in with_:
+        fixed = dict(tx=rnd(2, 9, 5), tw=rnd(15 if options.get("vocab") else 13, 5), tb=rnd(15 if options.get("vocab") else 13))
+    if "top" in with_:
+        chosen = torch.stack([torch.randperm(13)[:4] for _ in range(18)]).view(2, 9, 4).int()
+        fixed = dict(top=chosen, top_logits=rnd(2, 9, 4))
+    case("head_loss", args | fixed, lambda **a: head_loss(**a, **options), f"{with_} {options}", frozen=list(fixed), **options)
+
+
+head()
+head(with_="bias", rows=5, smoothing=0.1)
+head(with_="bias segment", vocab=11, rows=7)
+for divergence in ("forward", "cross", "reverse", "jsd"):
+    head(with_="bias teacher", ce=0, kl=1, divergence=divergence)
+    head(with_="bias teacher segment", ce=0.7, kl=1.5, divergence=divergence, temperature=2.5, vocab=12, rows=4)
+for divergence in ("forward", "cross"):
+    head(with_="bias top segment", ce=0.5, kl=2, divergence=divergence, temperature=1.5, rows=8)
 
 save_file({n: t.contiguous() for n, t in tensors.items()}, sys.argv[1], metadata=dict(cases=json.dumps(cases)))
 print(len(cases), "cases,", len(tensors), "tensors")

@@ -26,7 +26,7 @@ end
 
 --- Makes M callable: vim{ size = "small" } checks the names and returns a description, a flat table ({kind = "vim", size =
 --- "small"}) whose fields a recipe may still override; description:build{classes=, ...} makes the model.
----@param M table has kind, options (schema), sizes and new(resolved) -> model
+---@param M table has kind, options (schema), sizes, new(resolved) -> model, and fallback where it takes no images
 function build.described(M)
   local Description = { __name = "cab.model" }
   Description.__index = Description
@@ -48,10 +48,10 @@ function build.resolve(M, given, extra)
     if k ~= "kind" then plain[k] = v end
   end
   plain = check.options(M.options, plain, M.kind)
-  for _, t in ipairs { FALLBACK, check.options(M.options, extra, M.kind), M.sizes[plain.size], plain } do
+  for _, t in ipairs { M.fallback or FALLBACK, check.options(M.options, extra, M.kind), M.sizes[plain.size], plain } do
     for k, v in pairs(t) do o[k] = v end
   end
-  if o.patch > o.image then
+  if o.patch and o.patch > o.image then
     options.fail(2, "model-grid", ("%s: patch %d is larger than the image, %d"):format(M.kind, o.patch, o.image))
   end
   return o
@@ -123,8 +123,10 @@ function build.keep(scope, out, layer, passed, ...)
   scope:keep(...)
   for _, list in pairs(out) do
     if type(list) == "table" then -- hidden of the layer before is known only in this one
-      if list[layer - 1] then scope:keep(list[layer - 1]) end
-      if list[layer] then scope:keep(list[layer]) end
+      for i = layer - 1, layer do
+        local tap = list[i]
+        if tap then scope:keep(table.unpack(type(tap) == "table" and tap.tensors or { tap })) end -- a matrix in tiles
+      end
     end
   end
   for _, t in ipairs(passed) do t:close() end
@@ -191,8 +193,10 @@ function build.resize_positions(pos, side, place_class, antialias)
   return core.concat(parts, 2)
 end
 
---- Loads tensors into a model; position embeddings of another grid are resized bicubically.
+--- Loads tensors into a model; position embeddings of another grid are resized bicubically. A model may leave out what is
+--- only said twice: model:adapt(tensors, prefix).
 function build.load(model, tensors, prefix)
+  if model.adapt then return model:load(model:adapt(tensors, prefix or ""), prefix) end
   local name = (prefix or "") .. "pos_embed"
   local pos = tensors[name]
   if pos and pos:rank() == 3 and pos:size(2) ~= model.tokens then

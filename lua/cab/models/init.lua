@@ -2,7 +2,11 @@
 local options = require "cab.options"
 local build = require "cab.models.build"
 
-local kinds = { vit = require "cab.models.vit", vim = require "cab.models.vim" }
+local mamba = require "cab.models.mamba"
+local kinds = {
+  vit = require "cab.models.vit", vim = require "cab.models.vim", gpt2 = require "cab.models.gpt2", phi = require "cab.models.phi",
+  phi_mamba = require "cab.models.phi_mamba", mamba = mamba.mamba, mamba2 = mamba.mamba2,
+}
 
 local M = { kinds = kinds }
 
