@@ -22,7 +22,7 @@ local function run(loss, change, options)
     data = cab.data.fashion { fraction = 0.01 },
     teacher = cab.models.vit { image = 28, patch = 14, dim = 8, depth = 1, heads = 1 },
     student = cab.models.vim { image = 28, patch = 14, dim = 8, depth = 1, state = 2 },
-    stages = { { loss = { test = { strategy } }, steps = 8 } },
+    stages = { { loss = { test = { strategy } }, steps = options and options.steps or 8 } },
     device = "cpu", batch = 10, log = 1, eval = { batch = 2000, shares = false }, checkpoint = { every = 1, keep = 3 },
   }
   for k, v in pairs(change or {}) do r[k] = v end
@@ -142,6 +142,36 @@ describe("a number that is not finite", function()
     local report = core.json_decode(folder.read(path .. "/nan-report.json"))
     assert.same({ 1, "weight", "head.weight", 8 }, { report.step, report.first_bad.what, report.first_bad.tensor, report.first_bad.bad })
     assert.same({}, (folder.view(path):checkpoints()))
+  end)
+end)
+
+describe("a run that goes back", function()
+  -- Times `factor` at these calls: of step 14, and, once the run went back to step 12, of step 14 again.
+  local function at(factor, ...)
+    local calls = {}
+    for _, n in ipairs { ... } do calls[n] = true end
+    return function(loss, call) return calls[call] and loss * factor or loss end
+  end
+  local function change(spike) return { checkpoint = { every = 3, keep = 3 }, guard = { nonfinite = "rewind", spike = spike } } end
+  for what, factor in pairs { ["a loss that is not finite"] = 0 / 0, ["a spike of the gradient"] = 1e6 } do
+    local spike = factor == factor and 100 or 0
+    it("after " .. what .. " has the curve of one that never met it", function()
+      local clean, path = out(), out()
+      run(same, change(spike), { out = clean, steps = 16 })
+      run(at(factor, 14), change(spike), { out = path, steps = 16 })
+      assert.equal(folder.read(clean .. "/metrics.jsonl"), folder.read(path .. "/metrics.jsonl"))
+      assert.equal(core.hash(clean .. "/checkpoints/step-16.safetensors"), core.hash(path .. "/checkpoints/step-16.safetensors"))
+      assert.truthy(folder.read(path .. "/log.txt"):find "warning: step 14: [^\n]*back to the checkpoint of step 12")
+    end)
+    it("and meets " .. what .. " again ends with 76; the checkpoint stays", function()
+      local path = out()
+      assert.truthy(refused(76, run, at(factor, 14, 16), change(spike), { out = path, steps = 16 }).message:find "step 14")
+      assert.equal(14, core.json_decode(folder.read(path .. "/nan-report.json")).step)
+      assert.same({ 6, 9, 12 }, (folder.view(path):checkpoints()))
+    end)
+  end
+  it("stops at once where there is no checkpoint to go back to", function()
+    assert.truthy(refused(76, run, at(0 / 0, 2), change(0), { out = out(), steps = 16 }).message:find "step 2")
   end)
 end)
 

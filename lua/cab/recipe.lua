@@ -53,7 +53,11 @@ local parts = {
     shares  = { "boolean", default = true },                    -- share of the gradient of each loss term
   },
   checkpoint = { every = { "integer", default = 500, min = 0 }, keep = { "integer", default = 2, min = 1 } },
-  guard = { nonfinite = { "string", default = "stop", one_of = { "stop", "skip" } }, skips = { "integer", default = 3, min = 1 } },
+  guard = {
+    nonfinite = { "string", default = "stop", one_of = { "stop", "skip", "rewind" } }, -- rewind: to the checkpoint, once a step
+    skips     = { "integer", default = 3, min = 1 },            -- in a row
+    spike     = { numbers, default = 0, min = 0 },              -- stop or rewind at this many times the median gradient norm, 0: off
+  },
 }
 M.metrics = { "top1", "top5", "loss", "align" }
 local stage = {

@@ -25,24 +25,50 @@ function Run:say(text)
   self.folder:log(text)
 end
 
--- After steps whose numbers were not finite, the first of them v.step: writes nan-report.json, then 76, or a warning where the
+-- Writes nan-report.json about a step that must not stand.
+function Run:report(step, fields)
+  local r, job = self.job.recipe, self.job
+  local epoch, batch = (step - 1) // job.per_epoch, (step - 1) % job.per_epoch
+  local row = { step = step, stage = select(2, job:stage(step)), epoch = epoch, batch = batch, seed = r.seed, seen_at = self.at,
+    samples = { first = batch * r.batch, count = r.batch, order = "permutation of (seed, epoch)" } }
+  for k, v in pairs(fields) do row[k] = v end
+  self.folder:json("nan-report.json", row)
+  self.bad = step
+end
+
+-- After steps whose numbers were not finite, the first of them v.step: writes the report, then 76, or a warning where the
 -- recipe's guard skips them. Weights and moments are as if those steps had not been.
 function Run:nonfinite(v)
   local r, job = self.job.recipe, self.job
-  local epoch, batch = (v.step - 1) // job.per_epoch, (v.step - 1) % job.per_epoch
-  local feed <close> = v.step < self.at and job.data:loader("train", { batch = r.batch, seed = r.seed, epoch = epoch, start = batch }) or nil
-  local stage, number = job:stage(v.step)
-  local bad, terms = self.stepper:blame(stage, v, feed)
+  local feed <close> = v.step < self.at and job.data:loader("train", { batch = r.batch, seed = r.seed, epoch = (v.step - 1) // job.per_epoch,
+    start = (v.step - 1) % job.per_epoch }) or nil
+  local bad, terms = self.stepper:blame(job:stage(v.step), v, feed)
   for name, x in pairs(terms) do terms[name] = number_text(x) end
-  self.folder:json("nan-report.json", { step = v.step, stage = number, epoch = epoch, batch = batch, seed = r.seed, terms = terms,
-    grad_norm = number_text(v.norm), first_bad = bad, skipped = v.skipped, seen_at = self.at,
-    samples = { first = batch * r.batch, count = r.batch, order = "permutation of (seed, epoch)" } })
+  self:report(v.step, { terms = terms, grad_norm = number_text(v.norm), first_bad = bad, skipped = v.skipped })
   self.skipped = self.skipped + v.skipped
   local text = ("step %d: %s '%s' is not finite"):format(v.step, bad.what, bad.tensor)
   if r.guard.nonfinite ~= "skip" or self.skipped > r.guard.skips then
     check.fail(76, ("%s; see %s/nan-report.json"):format(text, self.folder.path), { id = "nonfinite" })
   end
   self:say(("warning: %s; %s"):format(text, v.skipped == 1 and "step skipped" or v.skipped .. " steps skipped"))
+end
+
+-- Ends the run with 76 where the gradient's norm is more than guard.spike times the median of those looked at before it (10 to 50).
+function Run:spike(step, norm)
+  local past, limit = self.norms, self.job.recipe.guard.spike
+  if limit > 0 and #past >= 10 then
+    local sorted = {}
+    for i, p in ipairs(past) do sorted[i] = p.norm end
+    table.sort(sorted)
+    local median = sorted[#sorted // 2 + 1]
+    if norm > limit * median then
+      self:report(step, { grad_norm = norm, median = median, first_bad = { what = "gradient", tensor = "global norm", bad = 1 } })
+      check.fail(76, ("step %d: the gradient's norm is %.4g, more than %g times the median %.4g; see %s/nan-report.json"):format(step, norm, limit,
+        median, self.folder.path), { id = "spike" })
+    end
+  end
+  past[#past + 1] = { step = step, norm = norm }
+  if #past > 50 then table.remove(past, 1) end
 end
 
 -- Reads back what the step found and looks whether it is finite. Returns the row for metrics.jsonl.
@@ -54,6 +80,7 @@ function Run:inspect(step)
     return { step = step, skipped = true, loss = tostring(v.loss), grad_norm = tostring(v.norm) }
   end
   self.skipped = 0
+  self:spike(step, v.norm)
   local row = { step = step, epoch = (step - 1) // self.job.per_epoch, stage = number, loss = v.loss,
     lr = schedule.rate(stage.schedule, step - stage.origin), grad_norm = v.norm }
   for name, x in pairs(v.terms) do row["loss." .. name] = x end
@@ -214,6 +241,23 @@ local function differing(a, b, path)
   end
 end
 
+-- Takes the newest checkpoint; metrics are cut to it. Returns its step, 0 if there is none, and its meta.
+local function restore(self, how)
+  self.folder:sweep()
+  local tensors, manifest = self.folder:load(how == "latest-good", function(text) self:say("warning: " .. text) end)
+  if not tensors then
+    self.folder:cut(0)
+    return 0, {}
+  end
+  self.job:restore(tensors, ("%s/checkpoints/step-%d.safetensors"):format(self.folder.path, manifest.step))
+  local meta = manifest.meta or {}
+  for _, p in ipairs(self.job.params) do p.born = meta.born and meta.born[p.name] end
+  self.best, self.best_step, self.skipped = meta.best, meta.best_step, meta.skipped or 0
+  for _, row in ipairs(self.folder:cut(manifest.step)) do self.last = row.eval or self.last end
+  self.saved = manifest.step
+  return manifest.step, meta
+end
+
 local function resume(self, how)
   local path = self.folder.path
   local saved = check.decode(folders.read(path .. "/recipe.json"))
@@ -222,24 +266,32 @@ local function resume(self, how)
   end
   local key = differing(core.json_decode(core.json_encode(encodable(plain(self.job.recipe)))), saved.recipe, "")
   if key then check.fail(2, ("%s was made with another '%s': resume it with the same recipe"):format(path, key)) end
-  self.folder:sweep()
-  local tensors, manifest = self.folder:load(how == "latest-good", function(text) self:say("warning: " .. text) end)
-  if not tensors then
-    self.folder:cut(0)
-    return 0
-  end
-  self.job:restore(tensors, ("%s/checkpoints/step-%d.safetensors"):format(path, manifest.step))
-  local meta = manifest.meta or {}
-  for _, p in ipairs(self.job.params) do p.born = meta.born and meta.born[p.name] end
-  self.best, self.best_step, self.skipped = meta.best, meta.best_step, meta.skipped or 0
-  for _, row in ipairs(self.folder:cut(manifest.step)) do self.last = row.eval or self.last end
-  self:say(("resumed at step %d"):format(manifest.step))
+  local step, meta = restore(self, how)
+  if step == 0 then return 0 end
+  self:say(("resumed at step %d"):format(step))
   if meta.device and meta.device ~= self:device() then
     self:say(("warning: the steps before ran on %s, these run on %s: results differ in the last digits from a run on one device"):format(
       core.escape(meta.device), self:device()))
   end
-  self.saved = manifest.step
-  return manifest.step
+  return step
+end
+
+-- After a step that must not stand: back to the newest checkpoint if the recipe's guard says so, once for each such step; the
+-- error goes on otherwise. Returns the checkpoint's step.
+local function rewind(self, e)
+  local id = type(e) == "table" and e.id
+  local may = self.job.recipe.guard.nonfinite == "rewind" and self.saved and not self.rewound[self.bad]
+  if not may or (id ~= "nonfinite" and id ~= "spike") then error(e, 0) end
+  self.rewound[self.bad] = true
+  self:say(("warning: %s; back to the checkpoint of step %d"):format(e.message, self.saved))
+  self.stepper:close()
+  if self.loader then self:close_loader() end
+  self.job:clear_gradients()
+  self.folder.lines = {}
+  local first = restore(self, true)
+  while #self.norms > 0 and self.norms[#self.norms].step > first do table.remove(self.norms) end
+  self.stepper = steps.new(self.job, function(text) self:say(text) end)
+  return first
 end
 
 -- "cuda:0, NVIDIA H100 (sm_90), tf32"
@@ -299,7 +351,7 @@ function M.run(r, o)
   local path = o.out or folders.choose(name, o.resume)
   local _run <close> = core.scope()
   local self = setmetatable({ folder = folders.open(path, o.resume), stop_after = o.stop_after, waited = 0, waited_before = 0,
-    skipped = 0 }, Run)
+    skipped = 0, norms = {}, rewound = {} }, Run)
   self.bar = progress.new { total = 1, name = name, quiet = o.quiet }
   local begun = core.now()
   core.catch_signals(true)
@@ -316,7 +368,11 @@ function M.run(r, o)
     introduce(self)
     self.stepper = steps.new(self.job, function(text) self:say(text) end)
     self.marked = core.now()
-    return loop(self, first)
+    while true do
+      local whole, ended, step = pcall(loop, self, first)
+      if whole then return ended, step end
+      first = rewind(self, ended)
+    end
   end)
   self.bar:clear()
   if self.stepper then self.stepper:close() end
