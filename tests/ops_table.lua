@@ -26,7 +26,11 @@ local function find(files, ...)
   end
 end
 
-local elsewhere = { cast = "core/tensor/tensor.c" } -- cab_tensor_to
+-- Ops without a kernel of their own name.
+local elsewhere = {
+  cast = "core/tensor/tensor.c", -- cab_tensor_to
+  head_loss = "kernels/loss.h", -- linear and cross_entropy, block by block of rows
+}
 
 --- name -> {row, kernel, reference: paths, help: text}; what is not found is nil.
 function M.places()
