@@ -226,6 +226,8 @@ describe("checkpoints", function()
     assert.same({ { 4 }, "model", "model_ema, optimizer, args, epoch" }, { t.w:shape(), m.key, m["not read"] })
     assert.same({ 2, 1 }, load(both, "model_ema").w:shape())
     assert.equal("state_dict", select(2, load(dict { text "state_dict", dict { text "w", w } })).key)
+    t, m = load(dict { text "rng", v, text "module", dict { text "w", w } }) -- the state of a generator beside it
+    assert.same({ "w", "module", "rng" }, { names(t), m.key, m["not read"] })
     assert.equal("mine", select(2, load(dict { text "mine", dict { text "w", w }, text "config", dict { text "x", int(1) } })).key)
     assert.equal("a.b", select(2, load(dict { text "a", dict { text "b", dict { text "w", w } } }, "a.b")).key)
     assert.equal("tensor", names(load(w)))

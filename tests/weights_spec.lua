@@ -225,9 +225,9 @@ describe("weights of a model", function()
 
   it("load from a training checkpoint by PyTorch, whichever state dict and protocol", function()
     local expected = core.load(FOLDER .. "checkpoint_expected.safetensors")
-    for _, protocol in ipairs { 2, 4 } do
+    for protocol = 2, 5 do
       local t, m = cab.load(FOLDER .. ("checkpoint_%d.pth"):format(protocol))
-      assert.same({ "model", "module.", "model_ema, optimizer, args, epoch, best" }, { m.key, m.prefix, m["not read"] })
+      assert.same({ "model", "module.", "model_ema, optimizer, args, epoch, best, rng, spectrum, curve, rest" }, { m.key, m.prefix, m["not read"] })
       for name, x in pairs(expected) do assert.same(x:totable(), t[name]:to("f32"):totable(), name) end
       assert.same({ 1.5, -3 }, t.bf16:to("f32"):totable())
       local ema = cab.load(FOLDER .. ("checkpoint_%d.pth"):format(protocol), "model_ema")
@@ -238,6 +238,23 @@ describe("weights of a model", function()
     assert.same(expected.w:totable(), arrays.b:totable())
     assert.same({ 0, 1, 2, 3, 4 }, arrays.c:totable())
     assert.same(expected.half:totable(), arrays.h:totable())
+  end)
+end)
+
+describe("misuse", function()
+  it("of the functions is an error that says what was expected", function()
+    for _, path in ipairs { 5, {}, "", false } do
+      assert.truthy(refused(1, cab.load, path).message:find "a file name expected")
+      assert.truthy(refused(1, cab.inspect, path).message:find "a file name expected")
+    end
+    refused(1, cab.load)
+    refused(1, cab.load, "a\0b")
+    refused(1, core.load, FOLDER .. "checkpoint_2.pth", 5)
+    refused(1, core.load, FOLDER .. "checkpoint_2.pth", "")
+    refused(1, core.read_file, FOLDER .. "checkpoint_2.pth")
+    assert.equal("file-size", refused(65, core.read_file, FOLDER .. "checkpoint_2.pth", 100).id)
+    refused(74, core.read_file, dir .. "/gone", 100)
+    assert.equal("PK", core.read_file(FOLDER .. "checkpoint_2.pth", 1 << 20):sub(1, 2))
   end)
 end)
 

@@ -243,7 +243,7 @@ static CabStatus push_global(Vm *vm, const uint8_t *module, uint64_t m, const ui
   int row = cab_pickle_global(module, m, name, n);
   char a[340], b[340];
   if (row < 0)
-    return REFUSE("pickle-global", "global %.150s.%.150s is not allowed", cab_escape((const char *)module, m, a), cab_escape((const char *)name, n, b));
+    return REFUSE("pickle-global", "global %.120s.%.120s is not allowed; saving the state_dict alone avoids it", cab_escape((const char *)module, m, a), cab_escape((const char *)name, n, b));
   return make(vm, (CabPickleValue){.kind = CAB_P_GLOBAL, .global = (uint16_t)row, .stored = (uint8_t)cab_pickle_globals[row].stored});
 }
 

@@ -6,6 +6,7 @@
 #define STORAGE(name, stored) {"torch", name, ROLE_STORAGE, stored}
 #define DTYPE(name, stored) {"torch", name, ROLE_DTYPE, stored}
 #define OPAQUE(module, name) {module, name, ROLE_OPAQUE, CAB_S_NONE}
+#define BUILTIN(name) OPAQUE("builtins", name), OPAQUE("__builtin__", name) /* of protocol 3 on; of protocol 2 */
 
 const PickleGlobal cab_pickle_globals[] = {
     {"torch._utils", "_rebuild_tensor_v2", ROLE_TENSOR, CAB_S_NONE},
@@ -35,11 +36,18 @@ const PickleGlobal cab_pickle_globals[] = {
     OPAQUE("numpy.core.multiarray", "_reconstruct"), OPAQUE("numpy._core.multiarray", "_reconstruct"), OPAQUE("numpy", "dtype"),
     OPAQUE("numpy", "ndarray"), OPAQUE("pathlib", "Path"), OPAQUE("pathlib", "PosixPath"), OPAQUE("pathlib", "PurePosixPath"),
     OPAQUE("pathlib", "WindowsPath"), OPAQUE("pathlib._local", "PosixPath"), OPAQUE("datetime", "datetime"),
-    OPAQUE("datetime", "date"), OPAQUE("datetime", "timedelta"), OPAQUE("builtins", "set"), OPAQUE("builtins", "frozenset"),
-    OPAQUE("builtins", "dict"), OPAQUE("builtins", "list"), OPAQUE("builtins", "int"), OPAQUE("builtins", "float"),
-    OPAQUE("builtins", "complex"), OPAQUE("builtins", "slice"), OPAQUE("builtins", "bytearray"), OPAQUE("__builtin__", "set"),
-    OPAQUE("__builtin__", "dict"), OPAQUE("__builtin__", "list"), OPAQUE("__builtin__", "int"), OPAQUE("collections", "Counter"),
-    OPAQUE("collections", "deque"),
+    OPAQUE("datetime", "date"), OPAQUE("datetime", "timedelta"),
+    OPAQUE("copyreg", "_reconstructor"), OPAQUE("copy_reg", "_reconstructor"), BUILTIN("set"), BUILTIN("frozenset"), BUILTIN("dict"),
+    BUILTIN("list"), BUILTIN("tuple"), BUILTIN("int"), BUILTIN("float"), BUILTIN("bool"), BUILTIN("str"), BUILTIN("bytes"),
+    BUILTIN("bytearray"), BUILTIN("complex"), BUILTIN("slice"), BUILTIN("range"), BUILTIN("object"), OPAQUE("__builtin__", "long"),
+    OPAQUE("__builtin__", "xrange"), OPAQUE("collections", "Counter"),
+    OPAQUE("collections", "deque"), OPAQUE("numpy.core.numeric", "_frombuffer"), OPAQUE("numpy._core.numeric", "_frombuffer"),
+    OPAQUE("torch._utils", "_rebuild_sparse_tensor"), OPAQUE("torch._utils", "_rebuild_qtensor"), OPAQUE("torch", "per_tensor_affine"),
+    OPAQUE("torch", "per_channel_affine"), OPAQUE("torch", "sparse_coo"), OPAQUE("torch", "strided"), OPAQUE("typing", "Any"),
+    OPAQUE("typing", "Union"), OPAQUE("easydict", "EasyDict"), OPAQUE("addict.addict", "Dict"), OPAQUE("yacs.config", "CfgNode"),
+    OPAQUE("omegaconf.dictconfig", "DictConfig"), OPAQUE("omegaconf.listconfig", "ListConfig"), OPAQUE("omegaconf.base", "ContainerMetadata"),
+    OPAQUE("omegaconf.base", "Metadata"), OPAQUE("omegaconf.nodes", "AnyNode"), OPAQUE("pytorch_lightning.utilities.parsing", "AttributeDict"),
+    OPAQUE("lightning.fabric.utilities.data", "AttributeDict"),
 };
 
 static bool same(const char *text, const uint8_t *bytes, uint64_t length) { return strlen(text) == length && !memcmp(text, bytes, length); }

@@ -1,6 +1,6 @@
 /* pth.c - PyTorch checkpoints (torch.save since 1.6): a zip of NAME/data.pkl and storages NAME/data/KEY.
- * Which state dict is read: the one at `key` ("model_ema", "a.b"). Without a key: the root if it holds tensors itself; else the
- * first of model, state_dict, model_state_dict, module, net, network, params, weights that does; else the only entry that does.
+ * Which state dict is read: the one at `key` ("model_ema", "a.b"). Without a key: the first of the entries model, state_dict,
+ * model_state_dict, module, net, network, params, weights that holds tensors; else the root if it does; else the only entry that does.
  * model_ema and the like are read when asked for. Dicts within the state dict are joined with dots.
  * Errors 65: pth-archive, pth-torchscript, pth-byteorder, pth-key, pth-name, pth-duplicate, pth-dtype, pth-storage, pth-view,
  * pth-limit, and those of zip.h and pickle.h. */
@@ -122,11 +122,12 @@ static CabStatus choose(Pth *f, const char *key, const CabPickleValue **dict, co
   const CabPickleValue *root = *dict;
   *name = key ? key : "";
   if (key) return choose_key(f, key, dict);
-  if (root->kind != CAB_P_DICT || has_tensors(f, root)) return CAB_OK;
+  if (root->kind != CAB_P_DICT) return CAB_OK;
   for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
     const CabPickleValue *inner = entry(f, root, known[i], strlen(known[i]));
     if (inner && has_tensors(f, inner)) return *dict = inner, *name = known[i], CAB_OK;
   }
+  if (has_tensors(f, root)) return CAB_OK;
   char list[400], text[340];
   int found = 0;
   for (uint32_t c = root->items.first; c; c = next(f, next(f, c)))

@@ -60,6 +60,7 @@ local IN_FOLDER = { "model.safetensors", "model.safetensors.index.json", "pytorc
 
 -- The file to read, and whether it is an index of shards, for which there is no key.
 local function resolve(path, key)
+  if type(path) ~= "string" or path == "" then options.fail(1, "weights-path", ("weights: a file name expected, got %s"):format(type(path))) end
   if lfs.attributes(path, "mode") == "directory" then
     local folder = path:gsub("/*$", "/")
     for _, name in ipairs(IN_FOLDER) do

@@ -2,12 +2,14 @@
 
 Run: python tests/reference/weights.py   (torch, timm, transformers, safetensors, numpy)
 positions.safetensors   float64: pos_N, and bicubic_N_M, antialias_N_M of it by torch.nn.functional.interpolate
-NAME.safetensors        state dicts of tiny models as the libraries save them, and NAME.json: the same model's names by both maps
-checkpoint.pth          a training checkpoint with model, model_ema, optimizer, args; f16, bf16, i64, bool, shared and strided tensors
+NAME/                   tiny models as the libraries save them, images and their logits
+checkpoint_N.pth        a training checkpoint, by pickle protocol, with model, model_ema, optimizer, args; f16, bf16, i64, bool, shared and strided tensors
 """
 import argparse
+import datetime
 import os
-from collections import OrderedDict
+from collections import Counter, OrderedDict, defaultdict
+from pathlib import Path
 
 import numpy
 import timm
@@ -80,9 +82,12 @@ def checkpoint():
                          ("module.empty", torch.zeros(0, 3)), ("module.p", torch.nn.Parameter(torch.ones(2))),
                          ("module.f8", torch.tensor([1.0, -0.5, 448.0]).to(torch.float8_e4m3fn))])
     ema = OrderedDict((k, v * 2 if v.is_floating_point() and v.dtype == torch.float32 else v) for k, v in model.items())
-    for protocol in (2, 4):
+    for protocol in (2, 3, 4, 5):
         torch.save({"model": model, "model_ema": ema, "optimizer": {"state": {0: {"exp_avg": base.clone()}}, "param_groups": [{"lr": 1e-3}]},
-                    "args": argparse.Namespace(lr=1e-3, name="x"), "epoch": 3, "best": numpy.float64(0.5)},
+                    "args": argparse.Namespace(lr=1e-3, name="x"), "epoch": 3, "best": numpy.float64(0.5),
+                    "rng": torch.zeros(3, dtype=torch.uint8), "spectrum": torch.zeros(2, dtype=torch.complex64), "curve": numpy.arange(3),
+                    "rest": [{1, 2}, frozenset([1]), range(3), slice(1, 2), Counter("aab"), defaultdict(dict, {"a": {}}), Path("x"), 1 << 100,
+                             datetime.timedelta(3), torch.float16, torch.device("cpu"), torch.Size([1, 2]), bytearray(b"x"), 1j]},
                    os.path.join(OUT, f"checkpoint_{protocol}.pth"), pickle_protocol=protocol)
     plain = {k[7:]: v.detach().float().contiguous().clone() for k, v in model.items() if k not in ("module.bf16",)}
     save_file(plain, os.path.join(OUT, "checkpoint_expected.safetensors"))
