@@ -55,6 +55,17 @@ describe("published weights", function()
     end)
   end
 
+  local text = { hf_gpt2 = { "gpt2", { heads = 2 } }, hf_phi = { "phi", { heads = 2, rotary = 4 } }, hf_mamba = { "mamba", {} }, hf_mamba2 = { "mamba2", {} } }
+  for name, case in pairs(text) do
+    it("give the library's logits, their sizes told by the shapes: " .. name, function()
+      local o, io = case[2], core.load(FOLDER .. name .. "/io.safetensors")
+      o.weights = FOLDER .. name
+      local model = cab.models[case[1]](o):build {}
+      local wide, size = gap(core.no_grad(function() return (model:forward(io.ids)) end), io.logits)
+      assert.is_true(wide <= 4e-6 * size, wide / size)
+    end)
+  end
+
   local layouts = { timm_vit = { "timm", "hf_vit", "hf_vit_modules", "mae" }, timm_distilled = { "timm", "hf_deit", "hf_deit_modules" }, hf_vit = { "hf_vit",
     "timm" },
     hf_deit = { "hf_deit", "timm" }, hf_gpt2 = { "hf_gpt2", "mingpt" }, hf_phi = { "hf_phi" }, hf_mamba = { "hf_mamba", "mamba_ssm" },

@@ -253,6 +253,30 @@ function shapes.phi_mamba(t)
   return o
 end
 
+-- What Mamba and Mamba-2 share; E = expand * dim is what A_log has rows of, or out_proj columns.
+local function of_mamba(t)
+  local o, mixer = of_text(t, "backbone.embedding.weight", "^backbone%.layers%.(%d+)%.", ""), "backbone.layers.0.mixer."
+  local A, leave, conv = t[mixer .. "A_log"], t[mixer .. "out_proj.weight"], t[mixer .. "conv1d.weight"]
+  if not (o.dim and A and leave and conv) then return o end
+  o.expand, o.conv = leave:size(2) // o.dim, conv:size(3)
+  if o.vocab % 8 ~= 0 then o.pad = 1 end
+  return o, A, leave:size(2), conv:size(1)
+end
+
+function shapes.mamba(t)
+  local o, A = of_mamba(t)
+  local low = t["backbone.layers.0.mixer.dt_proj.weight"]
+  if A and A:rank() == 2 and low then o.state, o.rank = A:size(2), low:size(2) end
+  return o
+end
+
+-- Groups are not in the shapes: one, unless the description says otherwise.
+function shapes.mamba2(t, given)
+  local o, A, E, channels = of_mamba(t)
+  if A and A:rank() == 1 then o.head, o.state = E // A:size(1), (channels - E) // 2 // (given.groups or 1) end
+  return o
+end
+
 --- Shapes win over what a size or a default says, not over what is written down: fields of `o` that neither `given` nor `extra`
 --- names are set from the tensors. Heads are not in the shapes: 64 wide, if the width is not that of the size.
 ---@param kind string
@@ -262,7 +286,7 @@ end
 ---@param tensors table<string, cab.Tensor>
 function M.fit(kind, o, given, extra, tensors)
   if not shapes[kind] then return end
-  local width, found = o.dim, shapes[kind](tensors)
+  local width, found = o.dim, shapes[kind](tensors, given)
   for key, value in pairs(found) do
     if given[key] == nil and extra[key] == nil then o[key] = value end
   end

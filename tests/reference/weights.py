@@ -63,11 +63,16 @@ def images_model(name, model):
 
 
 def language_model(name, model):
+    """The model as saved, ids and its logits."""
     folder = os.path.join(OUT, name)
     model.save_pretrained(folder)
     for extra in ("config.json", "generation_config.json"):
         if os.path.exists(os.path.join(folder, extra)):
             os.remove(os.path.join(folder, extra))
+    ids = torch.randint(0, 11, (2, 7), generator=torch.Generator().manual_seed(4))
+    with torch.no_grad():
+        logits = model(ids).logits
+    save_file({"ids": ids.int(), "logits": logits.contiguous()}, os.path.join(folder, "io.safetensors"))
 
 
 def checkpoint():
@@ -108,9 +113,9 @@ def main():
     language_model("hf_gpt2", randomise(GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=2, n_head=2, vocab_size=11, n_positions=8, bos_token_id=0, eos_token_id=0))))
     language_model("hf_phi", randomise(PhiForCausalLM(PhiConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, vocab_size=11,
                                                                bos_token_id=0, eos_token_id=0))))
-    language_model("hf_mamba", randomise(MambaForCausalLM(MambaConfig(hidden_size=8, num_hidden_layers=2, state_size=4, vocab_size=11))))
+    language_model("hf_mamba", randomise(MambaForCausalLM(MambaConfig(hidden_size=8, num_hidden_layers=2, state_size=4, vocab_size=11, tie_word_embeddings=True))))
     language_model("hf_mamba2", randomise(Mamba2ForCausalLM(Mamba2Config(hidden_size=8, num_hidden_layers=2, state_size=4, vocab_size=11, num_heads=4,
-                                                                        head_dim=4, n_groups=1))))
+                                                                        head_dim=4, n_groups=1, tie_word_embeddings=True))))
 
 
 if __name__ == "__main__":
