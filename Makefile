@@ -89,6 +89,7 @@ install: all
 
 bench: all
 	$B/cab run tests/bench/bench.lua
+	$B/cab run tests/bench/language.lua
 	$B/cab run tests/bench/tokenizer.lua
 
 lint:

@@ -1,4 +1,4 @@
-/* head.h - what follows the logits of a language model: next-token cross-entropy and a divergence from a teacher, each row's
+/* head.h - op head_loss: what follows the logits of a language model, next-token cross-entropy and a divergence from a teacher, each row's
  * value and the gradient of its logits at once, so that the logits of a block of rows are all that is ever held.
  * Row r is token t of sequence s = r / L. Its target is token t+1 of the sequence, if that is of the same segment; its divergence
  * counts where its segment is not negative (padding). With p = softmax(teacher / T), q = softmax(logits / T), over the first

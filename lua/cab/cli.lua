@@ -10,7 +10,8 @@ examples:
   cab run my.lua --resume                        go on where the newest run of my.lua stopped
   cab run my.lua --resume=latest-good --out DIR  the same, taking an older checkpoint if the newest is damaged
   cab run script.lua a b                         any Lua file that returns no recipe is just run, with `arg`
-  cab eval runs/quickstart-1                     top-1, top-5, loss, R2 of the bridge of each run
+  cab eval runs/quickstart-1                     top-1, top-5, loss or perplexity, R2 of the bridge of each run
+  cab generate runs/shakespeare-1/bridge --prompt "She was"
   cab inspect checkpoint.pth --key model_ema     names, shapes, ranges, NaN of any weight file
   cab convert deit.pth deit.safetensors --to hf  names and layouts of timm, Hugging Face, Vim, Mamba, GPT-2, Phi
   cab diff best.safetensors other.pth            which tensors differ, and by how much
@@ -59,6 +60,7 @@ local function parser()
   add_data(p)
   require "cab.weight_tools".add(p)
   require "cab.tokenize".arguments(p).error = p.error
+  require "cab.generate".arguments(p).error = p.error
   return p
 end
 
@@ -147,6 +149,11 @@ local function evaluate_run(path, overrides)
   end
   local best, meta = core.load(path .. "/best.safetensors")
   job.student:load(best)
+  if job.text then
+    local e = evaluate.perplexity(job)
+    return print(("%s of step %s: perplexity %.2f  (%d ids, window %d, stride %d, %.0f a second on %s)%s"):format(path .. "/best.safetensors",
+      meta and meta.step or "?", e.perplexity, e.tokens, e.window, e.stride, e.tokens / e.seconds, job.device, table.concat(fits)))
+  end
   local e = evaluate.classify(job.student, job.data, { batch = recipe.resolved.eval.batch })
   print(("%s of step %s: top1 %.2f  top5 %.2f  loss %.4f  (%d images, %.0f a second on %s)%s"):format(path .. "/best.safetensors",
     meta and meta.step or "?", e.top1, e.top5, e.loss, e.images, e.images / e.seconds, job.device, table.concat(fits)))
@@ -179,6 +186,8 @@ function commands.data(args)
   print(require "cab.data_tools"[o.action](resolved(o.recipe, o.overrides), o))
   return 0
 end
+
+function commands.generate(args) return require "cab.generate".main(parser():parse(args)) end
 
 function commands.tokenize(args)
   require "cab.tokenize".run(parser():parse(args))

@@ -10,7 +10,8 @@ local Comparison = {}
 Comparison.__index = Comparison
 
 local schema = { name = { "string", default = "" }, base = { "table", required = true }, runs = { "table", required = true },
-  pictures = { "integer", default = 8, min = 0, max = 64 } } -- test images in attention.png
+  pictures = { "integer", default = 8, min = 0, max = 64 }, -- test images in attention.png
+  sample = { "string", default = "" } }                     -- of text: a prompt that each run's best weights continue; "": none
 
 --- cab.compare { base = {recipe}, runs = { { name = "vanilla", stages = {...} }, ... } }: each run is the base with the
 --- run's fields in place of its own.
@@ -18,7 +19,7 @@ local schema = { name = { "string", default = "" }, base = { "table", required =
 ---@return Comparison
 function M.compare(given)
   local o = check.options(schema, given, "compare")
-  local self = setmetatable({ name = o.name, runs = {}, pictures = o.pictures }, Comparison)
+  local self = setmetatable({ name = o.name, runs = {}, pictures = o.pictures, sample = o.sample }, Comparison)
   local seen = {}
   for i, run in ipairs(o.runs) do
     if type(run.name) ~= "string" or seen[run.name] then
@@ -84,7 +85,7 @@ local function attention(self, path)
   return report.mosaic(images, columns, path)
 end
 
---- Trains all runs in OUT/NAME, prints the table, writes accuracy.png and attention.png.
+--- Trains all runs in OUT/NAME, prints the table, writes accuracy.png (of text, perplexity.png) and attention.png.
 ---@param o? table as for train.run
 ---@return table[] results
 function Comparison:run(o)
@@ -109,29 +110,48 @@ function Comparison:run(o)
   return results
 end
 
---- The table and the pictures of finished runs.
+-- The table of finished runs: accuracy, or perplexity of text.
+local function results_table(runs)
+  local text, rows = runs[1].result.perplexity ~= nil, {}
+  local function number(form, x) return x and form:format(x) or "" end
+  for i, run in ipairs(runs) do
+    local r = run.result
+    local first = text and { number("%.2f", r.perplexity) } or { number("%.2f", r.top1), number("%.2f", r.top5) }
+    rows[i] = { run.name, first[1], first[2] or ("%d"):format(r.parameters), number("%.4f", r.loss),
+      number("%.3f", r.r2 and next(r.r2) and select(2, next(r.r2))), ("%d"):format(r.steps), ("%.0f"):format(r.seconds) }
+  end
+  return report.table({ "run", text and "perplexity" or "top-1 %", text and "parameters" or "top-5 %", "loss", "bridge R2", "steps", "seconds" }, rows)
+end
+
+-- What each run makes of the prompt.
+local function samples(self, say)
+  for _, run in ipairs(self.runs) do
+    local scope <close> = core.scope() -- luacheck: ignore scope
+    local generate = require "cab.generate"
+    local model, tokenizer = generate.open(run.result.path)
+    say(("\n%s: %s"):format(run.name, (generate.text(model, tokenizer, self.sample, { count = 80 }):gsub("%c", " "))))
+    tokenizer:close()
+  end
+end
+
+--- The table of finished runs, and their pictures or, of text, what they write.
 ---@param root string folder of the pictures
 ---@param o table quiet
 function Comparison:report(root, o)
-  local rows = {}
-  for i, run in ipairs(self.runs) do
-    local r = run.result
-    local r2 = r.r2 and next(r.r2) and select(2, next(r.r2))
-    rows[i] = { run.name, ("%.2f"):format(r.top1), r.top5 and ("%.2f"):format(r.top5) or "", r.loss and ("%.4f"):format(r.loss) or "",
-      r2 and ("%.3f"):format(r2) or "", ("%d"):format(r.steps), ("%.0f"):format(r.seconds) }
-  end
-  local text = report.table({ "run", "top-1 %", "top-5 %", "loss", "bridge R2", "steps", "seconds" }, rows)
+  local text = results_table(self.runs)
   local function say(line) if not o.quiet then print(line) end end
   say("\n" .. text)
   core.write_file(root .. "/table.txt", text .. "\n")
-  local list = {}
+  local list, of_text = {}, self.runs[1].result.perplexity ~= nil
   for i, run in ipairs(self.runs) do list[i] = { name = run.name, path = run.result.path } end
-  local curve, why = report.curves(list, root .. "/accuracy.png", { title = "top-1 on the test images" })
-  say(curve and "accuracy over steps: " .. curve or "skipped: " .. why)
-  if self.pictures > 0 then
+  local metric, what = of_text and "perplexity" or "accuracy", of_text and "perplexity of the test text" or "top-1 on the test images"
+  local curve, why = report.curves(list, ("%s/%s.png"):format(root, metric), { title = what, metric = of_text and metric or nil })
+  say(curve and ("%s over steps: %s"):format(metric, curve) or "skipped: " .. why)
+  if self.pictures > 0 and not of_text then
     local picture, reason = attention(self, root .. "/attention.png")
     say(picture and ("image, teacher's attention, %s: %s"):format(self:names(), picture) or "skipped: " .. reason)
   end
+  if self.sample ~= "" and of_text and not o.quiet then samples(self, say) end
 end
 
 function Comparison:names()

@@ -59,8 +59,10 @@ function M.fits(job, stage)
   return out
 end
 
--- Perplexity of the test text by the student as it is.
-local function perplexity(job)
+--- Perplexity of the test text by the student as it is, by the recipe's eval.window and eval.stride.
+---@param job Job
+---@return table as text.perplexity
+function M.perplexity(job)
   local o, data = job.recipe.eval, job.data
   local ids = data:ids("test", o.tokens)
   local window = o.window > 0 and o.window or data.length
@@ -71,7 +73,7 @@ end
 -- What the recipe's eval.metrics name, of the student as it is.
 local function measured(job, wanted)
   if job.text then
-    local row = perplexity(job)
+    local row = M.perplexity(job)
     row.score = -row.loss
     return row
   end

@@ -12,6 +12,8 @@ Folder.__index = Folder
 
 local function exists(path) return lfs.attributes(path, "mode") ~= nil end
 
+--- Makes a folder and those above it that are not there.
+---@param path string
 local function make_folder(path)
   local at = path:sub(1, 1) == "/" and "/" or ""
   for name in path:gmatch("[^/]+") do
@@ -23,6 +25,8 @@ local function make_folder(path)
     at = at .. "/"
   end
 end
+
+M.make = make_folder
 
 --- The folder of a new run, runs/NAME-N with the first free N; or the newest one to resume.
 ---@param name string

@@ -394,7 +394,8 @@ function M.run(r, o)
   if stopped then check.fail(75, ("stopped after step %d; go on with --resume --out %s"):format(at, path), { id = "stopped" }) end
   local last, seconds = self.last or {}, core.now() - begun
   if self.job.data.close then self.job.data:close() end
-  return { path = path, name = name, top1 = last.top1, top5 = last.top5, perplexity = last.perplexity, loss = last.loss, r2 = last.r2, average = last.average,
+  return { path = path, name = name, top1 = last.top1, top5 = last.top5, perplexity = last.perplexity,
+    parameters = self.job.student:size(), loss = last.loss, r2 = last.r2, average = last.average,
     best = self.best, best_step = self.best_step, steps = self.job.steps, seconds = seconds, images_per_second = not self.job.text and self.bar:rate() or nil,
     tokens_per_second = self.job.text and self.bar:rate() or nil,
     device = self.job.device, peak = memory.peak }
@@ -403,6 +404,7 @@ end
 --- Copies the best weights to a file of their own.
 function M.export(self, path)
   local tensors, meta = core.load(self.folder.path .. "/best.safetensors")
+  if path:find "/" then folders.make(path:match "^(.*)/") end
   core.save(path, tensors, meta)
   local name, known = evaluate.known(self.job, self.best)
   self:say(("best weights (%s %.2f) in %s"):format(name, known, path))
