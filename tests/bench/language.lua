@@ -80,3 +80,43 @@ for _, o in ipairs { { dim = 64, depth = 4, heads = 4, state = 16, vocab = 512, 
     print("PyTorch: skipped, " .. python .. " has no torch (set CAB_PYTHON)")
   end
 end
+
+-- ---- one layer's alignment: the bridge, or the distance of whole mixing matrices from the teacher's attention (2408.10189, stage 1)
+
+local function alignment(l)
+  local b, H, N, P = 2, 12, 64, 64
+  local recurrent = require "cab.models.recurrent"
+  local function random(...) return core.normal({ ... }, 0, 1, 0, "bench") end
+  local k, q = random(b, l, H * P), random(b, l, H * P)
+  local leaves = { B = random(b, l, H * N), C = random(b, l, H * N), a = random(b, l, H) }
+  local bridge = { map = "none", k = k, q = q }
+  for _, tap in ipairs { "B", "C" } do
+    bridge[tap], bridge[tap .. "_w1"], bridge[tap .. "_b1"] = leaves[tap], random(128, H * N), random(128)
+    bridge[tap .. "_w2"], bridge[tap .. "_b2"] = random(H * P, 128), random(H * P)
+    for _, name in ipairs { "_w1", "_b1", "_w2", "_b2" } do bridge[tap .. name].requires_grad = true end
+  end
+  for _, t in pairs(leaves) do t.requires_grad = true end
+  local function run(loss)
+    local _ <close> = core.scope()
+    loss():backward()
+    for _, t in pairs(leaves) do t.grad = nil end
+    for name, t in pairs(bridge) do if name:find "_" then t.grad = nil end end
+  end
+  local function measure(loss)
+    local t = median(function() run(loss) end, 3)
+    core.reset_peak()
+    local before = core.memory().live
+    run(loss)
+    return t, (core.memory().peak - before) / 2 ^ 20
+  end
+  local t1, m1 = measure(function() return (op.bridge(bridge)) end)
+  local t2, m2 = measure(function()
+    local _, map = op.attention(q, k, q, { heads = H, causal = true, map = true })
+    return op.frobenius(recurrent.tiles({ a = leaves.a, B = leaves.B, C = leaves.C, groups = H }):rows(1, l), map)
+  end)
+  print(("l %-5d bridge %9.1f ms %8.1f MiB   whole matrices %9.1f ms %8.1f MiB   %.1fx the time, %.1fx the memory"):format(l, 1e3 * t1, m1,
+    1e3 * t2, m2, t2 / t1, m2 / m1))
+end
+
+print "\n-- alignment of one layer, batch 2, 12 heads, 64 states, forward and backward"
+for _, l in ipairs { 256, 512, 1024 } do alignment(l) end
