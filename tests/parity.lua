@@ -145,4 +145,18 @@ function M.limit(c, dtype)
   return { forward = c.forward or l.forward, gradient = c.gradient or l.gradient }
 end
 
+--- Those of `dtypes` in which call `c` has kernels on a device.
+---@param c table
+---@param device string
+---@param dtypes string[]
+---@return string[]
+function M.dtypes(c, device, dtypes)
+  local out = {}
+  for _, dtype in ipairs(c.cpu_only and device ~= "cpu" and {} or dtypes) do
+    local refused = dtype == "bf16" and (device == "cpu" or c.op == "embedding") -- its one real argument is a parameter, never bf16
+    if not refused then out[#out + 1] = dtype end
+  end
+  return out
+end
+
 return M

@@ -94,8 +94,8 @@ static size_t whole_pages(size_t bytes) { return (bytes + (2u << 20) - 1) >> 21 
 
 /* Segments grow with what is held: in few large ones less is lost at the ends. */
 static Block *new_segment(Gpu *gpu, size_t bytes) {
-  const size_t eighth = (gpu->device->live + gpu->device->cached) / 8;
-  size_t size = eighth < SEGMENT ? SEGMENT : eighth < LARGEST_SEGMENT ? eighth : LARGEST_SEGMENT;
+  const size_t share = (gpu->device->live + gpu->device->cached) / 16;
+  size_t size = share < SEGMENT ? SEGMENT : share < LARGEST_SEGMENT ? share : LARGEST_SEGMENT;
   size = whole_pages(bytes < size ? size : bytes);
   void *p = nullptr;
   cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed; /* an allocation is no part of a captured step */

@@ -49,16 +49,10 @@ local function rerun(c, dtype, count)
   end
 end
 
-local function dtypes(c)
-  if c.cpu_only and device ~= "cpu" then return {} end
-  local rounded = device ~= "cpu" and c.op ~= "embedding" -- its one real argument is a parameter, never bf16
-  return rounded and { "f32", "bf16" } or { "f32" }
-end
-
 local good, all, begun = 0, 0, core.now()
 for _, set in ipairs { fixture.calls, shapes.tiny(), shapes.real() } do
   for _, c in ipairs(set) do
-    for _, dtype in ipairs(dtypes(c)) do
+    for _, dtype in ipairs(parity.dtypes(c, device, { "f32", "bf16" })) do
       local changed = rerun(c, dtype, times * (often[c.op] and 200 or 50))
       if changed then print(("DIFFERENT op.%s %s in %s: %s"):format(c.op, c.label, dtype, changed)) end
       good, all = good + (changed and 0 or 1), all + 1

@@ -4,12 +4,11 @@ package.path = "./tests/?.lua;" .. package.path
 local core = require "cab.core"
 local parity, fixture, shapes, synthetic = require "parity", require "fixture", require "gpu.shapes", require "synthetic"
 local device = arg[1] or "cuda"
-local dtypes = device == "cpu" and { "f32", "f64" } or { "f32", "f64", "bf16" }
 local calls = 0
 
 for _, set in ipairs { fixture.calls, shapes.tiny(), shapes.empty() } do
   for _, c in ipairs(set) do
-    for _, dtype in ipairs(c.cpu_only and device ~= "cpu" and {} or dtypes) do
+    for _, dtype in ipairs(parity.dtypes(c, device, { "f32", "f64", "bf16" })) do
       local scope <close> = core.scope()
       parity.evaluate(c, c.make(), dtype, device)
       calls = calls + 1
