@@ -1,28 +1,16 @@
 /* attention.c - blocks of QB queries against blocks of KB keys, so all scores in flight fit a thread's stack and
- * its cache. Products are small GEMMs: OpenBLAS stays on its caller's thread in a parallel region. */
+ * its cache. */
 #include "attention.h"
 
-#include <cblas.h>
 #include <math.h>
 #include <string.h>
 
+#include "product.h"
 #include "simd.h"
-
-#define CBLAS_f32 cblas_sgemm
-#define CBLAS_f64 cblas_dgemm
-#define CBLAS CAB_CAT(CBLAS_, REAL)
 
 enum { KB = 256, QB = 256 / sizeof(real) }; /* QB x KB of reals: 64 KB, two of them in backward */
 
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-
-/* C [m,n] = alpha op(A) op(B) + beta C with k > 0; empty rows have a stride of 0, which BLAS refuses. */
-static void mm(bool trans_a, bool trans_b, int64_t m, int64_t n, int64_t k, double alpha, const real *a, int64_t lda,
-               const real *b, int64_t ldb, double beta, real *c, int64_t ldc) {
-  if (n == 0) return;
-  CBLAS(CblasRowMajor, trans_a ? CblasTrans : CblasNoTrans, trans_b ? CblasTrans : CblasNoTrans, (blasint)m, (blasint)n,
-        (blasint)k, (real)alpha, a, (blasint)lda, b, (blasint)ldb, (real)beta, c, (blasint)ldc);
-}
 
 /* One block of scores: queries i0 .. i0+m against keys j0 .. j0+n, both rows of stride ld. */
 typedef struct {
@@ -49,11 +37,12 @@ static void pad(int64_t n, real *s) {
 
 /* s [m,KB] = scale Q K^T; each row padded after what it sees. */
 static void scores(const Block *b, const real *q, const real *k, real *s) {
-  if (b->P)
-    mm(false, true, b->m, b->n, b->P, b->scale, q + b->i0 * b->ld, b->ld, k + b->j0 * b->ld, b->ld, 0, s, KB);
-  else
-    memset(s, 0, (size_t)(b->m * KB) * sizeof(real));
-  for (int64_t i = 0; i < b->m; i++) pad(seen(b, i), s + i * KB);
+  const real scale = (real)b->scale;
+  K(product)(PRODUCT_NT, b->m, b->n, b->P, q + b->i0 * b->ld, b->ld, k + b->j0 * b->ld, b->ld, NULL, false, s, KB);
+  for (int64_t i = 0; i < b->m; i++) {
+    for (int64_t j = 0; j < b->n; j++) s[i * KB + j] *= scale;
+    pad(seen(b, i), s + i * KB);
+  }
 }
 
 /* Of a padded row; a NaN is passed over, and met again in the exponential. */
@@ -101,7 +90,7 @@ static void forward_block(int64_t L, Block b, const real *q, const real *k, cons
       if (b.j0 > 0 && kept != 1)
         for (int64_t p = 0; p < b.P; p++) out[i * out_ld + p] *= kept;
     }
-    mm(false, false, b.m, b.P, b.n, 1, s, KB, v + b.j0 * b.ld, b.ld, b.j0 > 0, out, out_ld);
+    K(product)(PRODUCT_NN, b.m, b.P, b.n, s, KB, v + b.j0 * b.ld, b.ld, NULL, b.j0 > 0, out, out_ld);
   }
   for (int64_t i = 0; i < b.m; i++) {
     const real share = 1 / sum[i];
@@ -180,19 +169,19 @@ static void backward_block(int64_t L, Block b, const real *q, const real *k, con
   for (b.j0 = 0; b.j0 < keys; b.j0 += KB) {
     b.n = least(KB, keys - b.j0);
     if (!gmap || keys > KB) probabilities(&b, q, k, lse, a); /* one block: still there from the loop above */
-    if (g.v) mm(true, false, b.n, b.P, b.m, 1, a, KB, go, out_ld, 1, g.v + b.j0 * g.ld, g.ld);
+    if (g.v) K(product)(PRODUCT_TN, b.n, b.P, b.m, a, KB, go, out_ld, NULL, true, g.v + b.j0 * g.ld, g.ld);
     if (!g.q && !g.k) continue;
     for (int64_t i = 0; gmap && i < b.m; i++)
       memcpy(d + i * KB, gmap + (b.i0 + i) * L + b.j0, (size_t)b.n * sizeof(real));
-    mm(false, true, b.m, b.n, b.P, 1, go, out_ld, v + b.j0 * b.ld, b.ld, gmap != NULL, d, KB);
+    K(product)(PRODUCT_NT, b.m, b.n, b.P, go, out_ld, v + b.j0 * b.ld, b.ld, NULL, gmap != NULL, d, KB);
     for (int64_t i = 0; i < b.m; i++) {
       const real scale = (real)b.scale, minus = D[i];
       int64_t n = seen(&b, i);
       for (int64_t j = 0; j < n; j++) d[i * KB + j] = scale * a[i * KB + j] * (d[i * KB + j] - minus);
       for (int64_t j = n; j < b.n; j++) d[i * KB + j] = 0;
     }
-    if (g.q) mm(false, false, b.m, b.P, b.n, 1, d, KB, k + b.j0 * b.ld, b.ld, b.j0 > 0, g.q + b.i0 * g.ld, g.ld);
-    if (g.k) mm(true, false, b.n, b.P, b.m, 1, d, KB, q + b.i0 * b.ld, b.ld, 1, g.k + b.j0 * g.ld, g.ld);
+    if (g.q) K(product)(PRODUCT_NN, b.m, b.P, b.n, d, KB, k + b.j0 * b.ld, b.ld, NULL, b.j0 > 0, g.q + b.i0 * g.ld, g.ld);
+    if (g.k) K(product)(PRODUCT_TN, b.n, b.P, b.m, d, KB, q + b.i0 * b.ld, b.ld, NULL, true, g.k + b.j0 * g.ld, g.ld);
   }
 }
 

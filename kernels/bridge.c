@@ -1,62 +1,45 @@
 /* bridge.c - BRIDGE_ROWS rows at a time go through both layers, the error and back again while they are in the cache. */
 #include "bridge.h"
 
-#include <cblas.h>
-
+#include "product.h"
 #include "simd.h"
 
-#define CBLAS_f32 cblas_sgemm
-#define CBLAS_f64 cblas_dgemm
-#define CBLAS CAB_CAT(CBLAS_, REAL)
-
-/* c[m,n] = beta c + op(a) op(b). Inside a parallel region OpenBLAS stays on its caller's thread. */
-static void product(bool trans_a, bool trans_b, int64_t m, int64_t n, int64_t k, const real *a, int64_t lda, const real *b,
-                    int64_t ldb, real beta, real *c, int64_t ldc) {
-  CBLAS(CblasRowMajor, trans_a ? CblasTrans : CblasNoTrans, trans_b ? CblasTrans : CblasNoTrans, (blasint)m, (blasint)n,
-        (blasint)k, 1, a, (blasint)lda, b, (blasint)ldb, beta, c, (blasint)ldc);
-}
-
-/* What a slab has to itself: a block's h [ROWS,H], silu' [ROWS,H], p [ROWS,D], and sums over its blocks. */
+/* What a slab has to itself: a block's h [ROWS,H], silu' [ROWS,H], p [ROWS,D], 1/deviation [D], and sums over its blocks. */
 typedef struct {
-  real *h, *slope, *p;
+  real *h, *slope, *p, *inverse;
   real *gw1, *gb1, *gw2, *gb2, *error; /* one after the other, as bridge_parameters counts; error: sum of squares */
 } Room;
 
 static Room room_of(const BridgeShape *s, real *scratch, int64_t slab) {
   const int64_t H = s->H, R = BRIDGE_ROWS;
-  real *h = scratch + slab * (bridge_scratch(s) / bridge_slabs(s)), *gw1 = h + R * (2 * H + s->D), *gw2 = gw1 + H * s->N + H;
-  return (Room){.h = h, .slope = h + R * H, .p = h + 2 * R * H, .gw1 = gw1, .gb1 = gw1 + H * s->N, .gw2 = gw2,
+  real *h = scratch + slab * (bridge_scratch(s) / bridge_slabs(s)), *gw1 = h + R * (2 * H + s->D) + s->D, *gw2 = gw1 + H * s->N + H;
+  return (Room){.h = h, .slope = h + R * H, .p = h + 2 * R * H, .inverse = gw1 - s->D, .gw1 = gw1, .gb1 = gw1 + H * s->N, .gw2 = gw2,
                 .gb2 = gw2 + s->D * H, .error = gw2 + s->D * H + s->D};
 }
 
-/* h = silu(h + b1), slope = silu'(h + b1) */
-static void activate(int64_t rows, int64_t H, const real *b1, real *h, real *slope) {
+/* h = silu(h), slope = silu'(h) */
+static void activate(int64_t rows, int64_t H, real *h, real *slope) {
   for (int64_t r = 0; r < rows; r++)
     for (int64_t j = 0; j < H; j += LANES) {
       const int64_t at = r * H + j, n = H - j;
-      vec x = vec_load_n(h + at, n) + vec_load_n(b1 + j, n), sigmoid = vec_sigmoid(x);
+      vec x = vec_load_n(h + at, n), sigmoid = vec_sigmoid(x);
       vec_store_n(h + at, x * sigmoid, n);
       vec_store_n(slope + at, vec_silu_slope(x, sigmoid), n);
     }
 }
 
-SIMD vec mapped(const BridgeTap *t, BridgeMap map, vec x, int64_t j, int64_t n) {
+SIMD vec mapped(const BridgeTap *t, BridgeMap map, const real *inverse, vec x, int64_t j, int64_t n) {
   switch (map) {
     case BRIDGE_NONE: return x;
     case BRIDGE_RELU: return vec_max(vec_set(0), x);
     case BRIDGE_EXP: return vec_exp(x);
-    case BRIDGE_STANDARD: {
-      vec deviation = n < LANES ? vec_set(1) : vec_load(t->deviation + j);
-      for (int64_t i = 0; n < LANES && i < n; i++) deviation[i] = t->deviation[j + i];
-      return (x - vec_load_n(t->mean + j, n)) / deviation;
-    }
+    case BRIDGE_STANDARD: return (x - vec_load_n(t->mean + j, n)) * vec_load_n(inverse + j, n);
   }
   return x;
 }
 
-/* p = factor (p + b2 - map(target)), added up in gb2; returns the sum of (p + b2 - map(target))^2. */
-SIMD double compare(const BridgeShape *s, const BridgeTap *t, BridgeMap map, int64_t from, int64_t rows, real factor, real *p,
-                    real *gb2) {
+/* p = factor (p - map(target)), added up in gb2; returns the sum of (p - map(target))^2. */
+SIMD double compare(const BridgeShape *s, const BridgeTap *t, BridgeMap map, int64_t from, int64_t rows, real factor, Room o) {
   const int64_t D = s->D;
   double sum = 0;
   for (int64_t r = 0; r < rows; r++) {
@@ -65,13 +48,13 @@ SIMD double compare(const BridgeShape *s, const BridgeTap *t, BridgeMap map, int
     vec square = vec_set(0);
     for (int64_t j = 0; j < D; j += LANES) {
       const int64_t at = r * D + j, n = D - j;
-      vec error = vec_load_n(p + at, n) + vec_load_n(t->b2 + j, n) - mapped(t, map, vec_load_n(target + j, n), j, n);
+      vec error = vec_load_n(o.p + at, n) - mapped(t, map, o.inverse, vec_load_n(target + j, n), j, n);
       if (n < LANES && map == BRIDGE_EXP) /* e^0 in lanes beyond the row */
         for (int64_t i = n; i < LANES; i++) error[i] = 0;
       vec gradient = factor * error;
       square += error * error;
-      vec_store_n(p + at, gradient, n);
-      vec_store_n(gb2 + j, vec_load_n(gb2 + j, n) + gradient, n);
+      vec_store_n(o.p + at, gradient, n);
+      vec_store_n(o.gb2 + j, vec_load_n(o.gb2 + j, n) + gradient, n);
     }
     sum += (double)vec_sum(square);
   }
@@ -79,12 +62,12 @@ SIMD double compare(const BridgeShape *s, const BridgeTap *t, BridgeMap map, int
 }
 
 /* Each map its own loop. */
-static double error_of(const BridgeShape *s, const BridgeTap *t, int64_t from, int64_t rows, real factor, real *p, real *gb2) {
+static double error_of(const BridgeShape *s, const BridgeTap *t, int64_t from, int64_t rows, real factor, Room o) {
   switch (s->map) {
-    case BRIDGE_NONE: return compare(s, t, BRIDGE_NONE, from, rows, factor, p, gb2);
-    case BRIDGE_RELU: return compare(s, t, BRIDGE_RELU, from, rows, factor, p, gb2);
-    case BRIDGE_EXP: return compare(s, t, BRIDGE_EXP, from, rows, factor, p, gb2);
-    case BRIDGE_STANDARD: return compare(s, t, BRIDGE_STANDARD, from, rows, factor, p, gb2);
+    case BRIDGE_NONE: return compare(s, t, BRIDGE_NONE, from, rows, factor, o);
+    case BRIDGE_RELU: return compare(s, t, BRIDGE_RELU, from, rows, factor, o);
+    case BRIDGE_EXP: return compare(s, t, BRIDGE_EXP, from, rows, factor, o);
+    case BRIDGE_STANDARD: return compare(s, t, BRIDGE_STANDARD, from, rows, factor, o);
   }
   return 0;
 }
@@ -104,16 +87,16 @@ static void descend(int64_t rows, int64_t H, const real *slope, real *dh, real *
 static double run_block(const BridgeShape *s, const BridgeTap *t, int64_t from, int64_t rows, Room o) {
   const int64_t N = s->N, H = s->H, D = s->D;
   const real *x = t->x + from * t->ldx;
-  product(false, true, rows, H, N, x, t->ldx, t->w1, N, 0, o.h, H);
-  activate(rows, H, t->b1, o.h, o.slope);
-  product(false, true, rows, D, H, o.h, H, t->w2, H, 0, o.p, D);
-  double error = error_of(s, t, from, rows, (real)(2 / (double)(s->B * s->L * D)), o.p, o.gb2);
+  K(product)(PRODUCT_NT, rows, H, N, x, t->ldx, t->w1, N, t->b1, false, o.h, H);
+  activate(rows, H, o.h, o.slope);
+  K(product)(PRODUCT_NT, rows, D, H, o.h, H, t->w2, H, t->b2, false, o.p, D);
+  double error = error_of(s, t, from, rows, (real)(2 / (double)(s->B * s->L * D)), o);
   if (!t->gx && !t->gw1) return error;
-  if (t->gw1) product(true, false, D, H, rows, o.p, D, o.h, H, 1, o.gw2, H);
-  product(false, false, rows, H, D, o.p, D, t->w2, H, 0, o.h, H);
+  if (t->gw1) K(product)(PRODUCT_TN, D, H, rows, o.p, D, o.h, H, NULL, true, o.gw2, H);
+  K(product)(PRODUCT_NN, rows, H, D, o.p, D, t->w2, H, NULL, false, o.h, H);
   descend(rows, H, o.slope, o.h, o.gb1);
-  if (t->gw1) product(true, false, H, N, rows, o.h, H, x, t->ldx, 1, o.gw1, N);
-  if (t->gx) product(false, false, rows, N, H, o.h, H, t->w1, N, 0, t->gx + from * N, N);
+  if (t->gw1) K(product)(PRODUCT_TN, H, N, rows, o.h, H, x, t->ldx, NULL, true, o.gw1, N);
+  if (t->gx) K(product)(PRODUCT_NN, rows, N, H, o.h, H, t->w1, N, NULL, false, t->gx + from * N, N);
   return error;
 }
 
@@ -129,16 +112,19 @@ static void add_slabs(const BridgeShape *s, const real *from, int64_t n, real *t
 }
 
 static double run_tap(const BridgeShape *s, const BridgeTap *t, real *scratch) {
-  const int64_t rows = s->B * s->L, blocks = bridge_blocks(s), slabs = bridge_slabs(s);
+  const int64_t rows = s->B * s->L, slabs = bridge_slabs(s);
   double error = 0;
 #pragma omp parallel for schedule(static)
   for (int64_t slab = 0; slab < slabs; slab++) {
     Room o = room_of(s, scratch, slab);
     double sum = 0;
     memset(o.gw1, 0, (size_t)bridge_parameters(s) * sizeof(real));
-    for (int64_t block = slab * blocks / slabs; block < (slab + 1) * blocks / slabs; block++) {
-      const int64_t from = block * BRIDGE_ROWS;
-      sum += run_block(s, t, from, rows - from < BRIDGE_ROWS ? rows - from : BRIDGE_ROWS, o);
+    for (int64_t j = 0; t->deviation && j < s->D; j++) o.inverse[j] = 1 / t->deviation[j];
+    const int64_t first = slab * rows / slabs, count = (slab + 1) * rows / slabs - first;
+    const int64_t blocks = (count + BRIDGE_ROWS - 1) / BRIDGE_ROWS;
+    for (int64_t block = 0; block < blocks; block++) {
+      const int64_t from = block * count / blocks;
+      sum += run_block(s, t, first + from, (block + 1) * count / blocks - from, o);
     }
     *o.error = (real)sum;
   }

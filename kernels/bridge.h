@@ -32,17 +32,16 @@ static inline int64_t bridge_token(const BridgeShape *s, int64_t l) {
   return l == s->first || l == s->second ? 0 : l + 1 - (l > s->first) - (l > s->second);
 }
 
-/* On the CPU rows are taken BRIDGE_ROWS at a time, so that a block stays in the cache; a slab is a run of blocks with its
- * own sums. Their number depends on the sizes alone. */
+/* On the CPU the rows are cut into slabs of about 400 with sums of their own, a slab into blocks of at most BRIDGE_ROWS, which
+ * stay in the cache. Both depend on the sizes alone; the slabs are even in number, so that 2 threads get alike. */
 enum { BRIDGE_ROWS = 256, BRIDGE_SLABS = 16 };
-static inline int64_t bridge_blocks(const BridgeShape *s) { return (s->B * s->L + BRIDGE_ROWS - 1) / BRIDGE_ROWS; }
 static inline int64_t bridge_slabs(const BridgeShape *s) {
-  int64_t slabs = bridge_blocks(s) / 2;
+  int64_t slabs = (s->B * s->L / 400 + 1) / 2 * 2;
   return slabs < 1 ? 1 : slabs > BRIDGE_SLABS ? BRIDGE_SLABS : slabs;
 }
 static inline int64_t bridge_parameters(const BridgeShape *s) { return s->H * s->N + s->H + s->D * s->H + s->D; } /* of one MLP */
 static inline int64_t bridge_scratch(const BridgeShape *s) { /* reals; of the CPU twin, the CUDA twin has its own */
-  return bridge_slabs(s) * (BRIDGE_ROWS * (2 * s->H + s->D) + bridge_parameters(s) + 1);
+  return bridge_slabs(s) * (BRIDGE_ROWS * (2 * s->H + s->D) + s->D + bridge_parameters(s) + 1);
 }
 
 /* mse [taps], y = their sum; gradients of y where a tap asks for them: they are linear in the gradient that y will get,

@@ -7,7 +7,7 @@
 
 #include "simd.h"
 
-enum { WMAX = 8, TILES = 4, GROUP = TILES * LANES, PARALLEL = 16384 };
+enum { WMAX = 8, TILES = 4, GROUP = TILES * LANES, PARALLEL = 16384, AHEAD = 8 /* tokens */ };
 
 typedef struct {
   int64_t L, E, W, ld;
@@ -25,13 +25,28 @@ static void load_weights(Conv *c, const real *weight, const real *bias) {
 }
 SIMD int64_t token(const Conv *c, int64_t step) { return c->reverse ? c->L - 1 - step : step; }
 
-/* Tile k of pre at a step; x is at channel e0 of the batch element's first row. */
-SIMD vec window(const Conv *c, const real *x, int64_t step, int64_t k) {
-  const int64_t first = step < c->W - 1 ? c->W - 1 - step : 0; /* taps before the first token read zeros */
+/* m valid lanes of pre at a step; x is at tile k of the batch element's first row. */
+SIMD vec window(const Conv *c, const int W, const real *x, int64_t step, int64_t k, int64_t m) {
+  const int64_t first = step < W - 1 ? W - 1 - step : 0; /* taps before the first token read zeros */
   vec sum = c->bias[k];
-  for (int64_t j = first; j < c->W; j++)
-    sum += c->w[j][k] * vec_load_n(x + token(c, step - (c->W - 1) + j) * c->ld + k * LANES, c->n - k * LANES);
+#pragma GCC unroll 8
+  for (int64_t j = 0; j < W; j++)
+    if (j >= first) sum += c->w[j][k] * vec_load_n(x + token(c, step - (W - 1) + j) * c->ld, m);
   return sum;
+}
+
+/* One batch element; W and whole (all tiles are) are constants where it matters. Rows lie too far apart for the processor to
+ * fetch ahead by itself. The two together: 1.1 to 0.5 ms, backward 1.8 to 0.95 (one core, b 8, l 197, E 384, W 4). */
+SIMD void forward_rows(const Conv *c, const int W, const bool whole, const real *x, real *y) {
+  for (int64_t i = 0; i < c->L; i++)
+    for (int64_t k = 0; k * LANES < c->n; k++) {
+      const int64_t m = whole ? LANES : c->n - k * LANES;
+      __builtin_prefetch(x + token(c, i + AHEAD) * c->ld + k * LANES);
+      __builtin_prefetch(y + token(c, i + AHEAD) * c->E + k * LANES, 1);
+      vec v = window(c, W, x + k * LANES, i, k, m);
+      if (c->silu) v = vec_silu(v);
+      vec_store_n(y + token(c, i) * c->E + k * LANES, v, m);
+    }
 }
 
 void K(conv1d_forward)(CabStream *stream, int64_t B, int64_t L, int64_t E, int64_t W, bool silu, bool reverse,
@@ -43,38 +58,43 @@ void K(conv1d_forward)(CabStream *stream, int64_t B, int64_t L, int64_t E, int64
       Conv c = {.L = L, .E = E, .W = W, .ld = ld, .silu = silu, .reverse = reverse, .e0 = e0};
       c.n = E - e0 < GROUP ? E - e0 : GROUP;
       load_weights(&c, weight, bias);
-      for (int64_t i = 0; i < L; i++)
-        for (int64_t k = 0; k * LANES < c.n; k++) {
-          vec v = window(&c, x + b * L * ld + e0, i, k);
-          if (silu) v = vec_silu(v);
-          vec_store_n(y + (b * L + token(&c, i)) * E + e0 + k * LANES, v, c.n - k * LANES);
-        }
+      const real *from = x + b * L * ld + e0;
+      if (W == 4 && c.n % LANES == 0)
+        forward_rows(&c, 4, true, from, y + b * L * E + e0);
+      else
+        forward_rows(&c, (int)W, false, from, y + b * L * E + e0);
     }
 }
 
 /* One batch element; gw[W] is the bias gradient. gp of the last WMAX steps sits in a ring. */
-static void backward_rows(const Conv *c, const real *x, const real *gy, real *gx, int64_t gld, bool add_gx,
-                          vec gw[WMAX + 1][TILES]) {
+SIMD void backward_rows(const Conv *c, const int W, const bool whole, const real *x, const real *gy, real *gx, int64_t gld,
+                        bool add_gx, vec gw[WMAX + 1][TILES]) {
   vec ring[WMAX][TILES];
-  for (int64_t i = 0; i < c->L + c->W - 1; i++)
+  for (int64_t i = 0; i < c->L + W - 1; i++)
     for (int64_t k = 0; k * LANES < c->n; k++) {
-      const int64_t m = c->n - k * LANES, at = k * LANES;
+      const int64_t m = whole ? LANES : c->n - k * LANES, at = k * LANES;
       vec g = vec_set(0);
+      __builtin_prefetch(x + token(c, i + AHEAD) * c->ld + at);
+      __builtin_prefetch(gy + token(c, i + AHEAD) * c->E + at);
+      if (gx) __builtin_prefetch(gx + token(c, i + AHEAD) * gld + at, 1);
       if (i < c->L) {
         g = vec_load_n(gy + token(c, i) * c->E + at, m);
         if (c->silu) {
-          const vec pre = window(c, x, i, k);
+          const vec pre = window(c, W, x + at, i, k, m);
           g *= vec_silu_slope(pre, vec_sigmoid(pre));
         }
-        for (int64_t j = i < c->W - 1 ? c->W - 1 - i : 0; j < c->W; j++)
-          gw[j][k] += g * vec_load_n(x + token(c, i - (c->W - 1) + j) * c->ld + at, m);
-        gw[c->W][k] += g;
+        const int64_t first = i < W - 1 ? W - 1 - i : 0;
+#pragma GCC unroll 8
+        for (int64_t j = 0; j < W; j++)
+          if (j >= first) gw[j][k] += g * vec_load_n(x + token(c, i - (W - 1) + j) * c->ld + at, m);
+        gw[W][k] += g;
       }
       ring[i % WMAX][k] = g;
-      const int64_t done = i - (c->W - 1); /* the step whose last gp has just arrived */
+      const int64_t done = i - (W - 1); /* the step whose last gp has just arrived */
       if (!gx || done < 0) continue;
       vec sum = add_gx ? vec_load_n(gx + token(c, done) * gld + at, m) : vec_set(0);
-      for (int64_t j = 0; j < c->W; j++) sum += c->w[j][k] * ring[(i - j) % WMAX][k];
+#pragma GCC unroll 8
+      for (int64_t j = 0; j < W; j++) sum += c->w[j][k] * ring[(i - j) % WMAX][k];
       vec_store_n(gx + token(c, done) * gld + at, sum, m);
     }
 }
@@ -92,8 +112,14 @@ void K(conv1d_backward)(CabStream *stream, int64_t B, int64_t L, int64_t E, int6
         c.n = E - e0 < GROUP ? E - e0 : GROUP;
         load_weights(&c, weight, bias);
         vec gw[WMAX + 1][TILES] = {0};
-        for (int64_t b = block * B / CONV1D_BLOCKS; b < (block + 1) * B / CONV1D_BLOCKS; b++)
-          backward_rows(&c, x + b * L * ld + e0, gy + b * L * E + e0, gx ? gx + b * L * gld + e0 : NULL, gld, add_gx, gw);
+        for (int64_t b = block * B / CONV1D_BLOCKS; b < (block + 1) * B / CONV1D_BLOCKS; b++) {
+          const real *from = x + b * L * ld + e0, *g = gy + b * L * E + e0;
+          real *to = gx ? gx + b * L * gld + e0 : NULL;
+          if (W == 4 && c.n % LANES == 0)
+            backward_rows(&c, 4, true, from, g, to, gld, add_gx, gw);
+          else
+            backward_rows(&c, (int)W, false, from, g, to, gld, add_gx, gw);
+        }
         for (int64_t j = 0; j <= W; j++)
           memcpy(partial + (block * (W + 1) + j) * E + e0, gw[j], (size_t)c.n * sizeof(real));
       }

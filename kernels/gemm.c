@@ -3,6 +3,9 @@
 #include "gemm.h"
 
 #include <cblas.h>
+#include <omp.h>
+
+#include "product.h"
 
 #define CBLAS_f32 cblas_sgemm
 #define CBLAS_f64 cblas_dgemm
@@ -71,17 +74,29 @@ void K(gemm_batched)(CabStream *stream, bool trans_a, bool trans_b, int64_t m, i
             ldc);
 }
 
-/* y starts as the bias, the product adds to it: that saves a pass over y. */
+/* A layer's product, each thread a share of C's longer side: its bits do not depend on where it is cut. Not OpenBLAS, which spends
+ * a quarter of these products on copies of both operands and on clearing C: the products of a Vim-Tiny step (18 shapes, batch 8,
+ * operands not in the cache) take 787 ms instead of 959 on one core. */
+static void layer_product(ProductForm form, int64_t m, int64_t n, int64_t k, const real *a, int64_t lda, const real *b,
+                          int64_t ldb, const real *bias, bool add, real *c, int64_t ldc) {
+  const bool rows = m >= n;
+  const int64_t side = rows ? m : n, unit = 32; /* elements of C, two cache lines */
+#pragma omp parallel if (m * n * k > SLAB_WORK)
+  {
+    const int64_t units = (side + unit - 1) / unit, parts = omp_get_num_threads(), own = omp_get_thread_num();
+    const int64_t first = own * units / parts * unit, stop = (own + 1) * units / parts * unit, end = stop < side ? stop : side;
+    if (first < end && rows)
+      K(product)(form, end - first, n, k, a + first * (form == PRODUCT_TN ? 1 : lda), lda, b, ldb, bias, add, c + first * ldc, ldc);
+    else if (first < end)
+      K(product)(form, m, end - first, k, a, lda, b + first * (form == PRODUCT_NT ? ldb : 1), ldb, bias ? bias + first : NULL,
+                 add, c + first, ldc);
+  }
+}
+
 void K(linear_forward)(CabStream *stream, int64_t rows, int64_t outs, int64_t ins, const real *x, int64_t ldx, const real *w,
                        const real *b, real *y) {
-  if (b) {
-#pragma omp parallel for schedule(static) if (rows * outs > 16384)
-    for (int64_t r = 0; r < rows; r++) {
-      real *restrict row = y + r * outs;
-      for (int64_t j = 0; j < outs; j++) row[j] = b[j];
-    }
-  }
-  K(gemm)(stream, false, true, rows, outs, ins, 1, x, ldx, w, ins, b ? 1 : 0, y, outs);
+  (void)stream;
+  layer_product(PRODUCT_NT, rows, outs, ins, x, ldx, w, ins, b, false, y, outs);
 }
 
 /* Rows are cut into ROW_BLOCKS whatever the number of threads; a block sums GROUP rows at a time in `real` and the
@@ -120,7 +135,7 @@ void K(column_sum)(CabStream *stream, int64_t rows, int64_t n, const real *x, in
 
 void K(linear_backward)(CabStream *stream, int64_t rows, int64_t outs, int64_t ins, const real *gy, const real *x, int64_t ldx,
                         const real *w, real *gx, bool add_gx, real *gw, real *gb) {
-  if (gx) K(gemm)(stream, false, false, rows, ins, outs, 1, gy, outs, w, ins, add_gx, gx, ins);
-  if (gw) K(gemm)(stream, true, false, outs, ins, rows, 1, gy, outs, x, ldx, 0, gw, ins);
+  if (gx) layer_product(PRODUCT_NN, rows, ins, outs, gy, outs, w, ins, NULL, add_gx, gx, ins);
+  if (gw) layer_product(PRODUCT_TN, outs, ins, rows, gy, outs, x, ldx, NULL, false, gw, ins);
   if (gb) K(column_sum)(stream, rows, outs, gy, outs, gb);
 }

@@ -1,5 +1,6 @@
 /* gemm.h - C = alpha op(A) op(B) + beta C, row-major, leading dimensions in elements; `batch` products at fixed
- * strides (a stride of 0 shares the matrix): what matmul runs. The CPU twin is OpenBLAS. k = 0 gives beta C. */
+ * strides (a stride of 0 shares the matrix): what matmul runs. The CPU twins are OpenBLAS, for linear layers product.h.
+ * k = 0 gives beta C. */
 #ifndef CAB_KERNELS_GEMM_H
 #define CAB_KERNELS_GEMM_H
 #include "kernel.h"

@@ -21,7 +21,7 @@ TWIN(scan_forward, const ScanShape *s, const real *u, const real *dt, const wide
  * partial: scratch of scan_partial(s) reals, for sums over batch (gA, gD, gbias) and channels (gb, gc) in an order
  * that does not depend on the number of threads, and the adjoint state between chunks; CUDA leaves it alone. */
 static inline int64_t scan_partial(const ScanShape *s) {
-  return s->B * ((s->E + 15) / 16 * 16) * (3 * s->N + 2); /* whole registers of up to 16 channels */
+  return s->B * ((s->E + 15) / 16 * 16) * (3 * s->N + 3); /* whole registers of up to 16 channels */
 }
 TWIN(scan_backward, const ScanShape *s, const real *u, const real *dt, const wide *A, const real *b, const real *c,
      const wide *D, const real *z, const wide *bias, const wide *h, const real *gy, real *gu, real *gdt, wide *gA,

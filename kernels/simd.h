@@ -51,26 +51,43 @@ SIMD vec vec_load(const real *p) {
   return v;
 }
 SIMD void vec_store(real *p, vec v) { memcpy(p, &v, sizeof v); }
-/* The first n lanes (n >= LANES: all); the others read as 0 and are not written. */
+/* The first n > 0 lanes (n >= LANES: all); the others read as 0 and are not written. */
 SIMD vec vec_load_n(const real *p, int64_t n) {
   if (__builtin_expect(n >= LANES, 1)) return vec_load(p);
+#if VEC_BYTES == 64
+  return VEC_OP(maskz_loadu)((1 << n) - 1, p);
+#else
   real buffer[LANES] = {0};
   for (int64_t i = 0; i < n; i++) buffer[i] = p[i];
   return vec_load(buffer);
+#endif
 }
 SIMD void vec_store_n(real *p, vec v, int64_t n) {
   if (__builtin_expect(n >= LANES, 1)) {
     vec_store(p, v);
     return;
   }
+#if VEC_BYTES == 64
+  VEC_OP(mask_storeu)(p, (1 << n) - 1, v);
+#else
   real buffer[LANES];
   vec_store(buffer, v);
   for (int64_t i = 0; i < n; i++) p[i] = buffer[i];
+#endif
 }
 /* b where either is NaN: put the constant first and NaN passes through. */
 SIMD vec vec_min(vec a, vec b) { return VEC_OP(min)(a, b); }
 SIMD vec vec_max(vec a, vec b) { return VEC_OP(max)(a, b); }
 SIMD vec vec_select(ivec mask, vec yes, vec no) { return (vec)((mask & (ivec)yes) | (~mask & (ivec)no)); }
+SIMD bool vec_all(ivec mask) {
+#if VEC_BYTES == 64 && REAL_BITS == 32
+  return _mm512_movepi32_mask((__m512i)mask) == 0xffff;
+#elif VEC_BYTES == 64
+  return _mm512_movepi64_mask((__m512i)mask) == 0xff;
+#else
+  return VEC_OP(movemask)((vec)mask) == (1 << LANES) - 1;
+#endif
+}
 SIMD vec vec_abs(vec x) { return (vec)((ivec)x & ~(ivec)vec_set(-(real)0)); }
 SIMD vec vec_sqrt(vec x) { return VEC_OP(sqrt)(x); }
 /* Lane by lane through a scalar function. */
@@ -115,6 +132,25 @@ SIMD vec vec_sum_each(const vec *v) {
     for (int i = 0; i < m; i++)
       w[i] = __builtin_shuffle(w[2 * i], w[2 * i + 1], even) + __builtin_shuffle(w[2 * i], w[2 * i + 1], even + 1);
   return w[0];
+}
+
+/* LANES x LANES reals in LANES registers become their transpose. */
+SIMD void vec_transpose(vec *r) {
+#pragma GCC unroll 4
+  for (int w = 1; w < LANES; w *= 2) {
+    ivec low, high;
+    for (int l = 0; l < LANES; l++) {
+      low[l] = l & w ? LANES + l - w : l;
+      high[l] = l & w ? LANES + l : l + w;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; i++)
+      if (!(i & w)) {
+        const vec a = r[i], b = r[i + w];
+        r[i] = __builtin_shuffle(a, b, low);
+        r[i + w] = __builtin_shuffle(a, b, high);
+      }
+  }
 }
 
 /* 2^f, |f| <= 1/2; exactly 1 at 0. f32: minimax, 7.2e-9 before rounding. f64: Taylor, 4e-18. */

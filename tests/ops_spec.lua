@@ -135,3 +135,37 @@ describe("the op table", function()
     end)
   end)
 end)
+
+describe("op.linear", function()
+  -- Shapes on both sides of the places where kernels/product.c cuts: tiles of 14 rows, registers, blocks of k, bands of rows.
+  local shapes = { { 1, 1, 1 }, { 13, 12, 17 }, { 15, 16, 33 }, { 29, 400, 44 }, { 300, 70, 97 }, { 37, 1600, 64 }, { 860, 9, 3 }, { 5, 6, 700 } }
+  local function random(dtype, name, ...) return core.normal({ ... }, 0, 1, 0, name, dtype) end
+  local function pass(x, w, b, gy)
+    for _, t in ipairs { x, w, b } do t.requires_grad, t.grad = true, nil end
+    local y = core.ops.linear(x, w, b)
+    y:backward(gy)
+    return { y:detach(), x.grad, w.grad, b.grad }
+  end
+  it("agrees with op.matmul at any size, with the same bits for any number of threads", function()
+    local threads <close> = setmetatable({ core.threads() }, { __close = function(t) core.threads(t[1]) end })
+    for _, s in ipairs(shapes) do
+      local m, k, n = table.unpack(s)
+      for _, dtype in ipairs { "f32", "f64" } do
+        local x, w, b = random(dtype, "x", m, k), random(dtype, "w", n, k), random(dtype, "b", n)
+        local gy, first = random(dtype, "gy", m, n), nil
+        for _, count in ipairs { 1, 2, 5 } do
+          core.threads(count)
+          local got = pass(x, w, b, gy)
+          first = first or got
+          for i, t in ipairs(got) do assert.same(first[i]:totable(), t:totable()) end
+        end
+        local function product(a, c) return core.ops.matmul(a:detach(), c:detach()) end
+        local want = { product(x, w:transpose(1, 2)) + b:detach(), product(gy, w), product(gy:transpose(1, 2), x) }
+        for i, t in ipairs(want) do
+          local off = core.ops.abs(first[i] - t):range().max
+          assert.is_true(off <= (dtype == "f32" and 2e-4 or 1e-12), ("%d %d %d, %s %d: off by %g"):format(m, k, n, dtype, i, off))
+        end
+      end
+    end
+  end)
+end)

@@ -92,7 +92,7 @@ local function step_of(options)
   end
 end
 
---- The products of that step alone, at the same shapes, through op.matmul.
+--- The products of that step alone, at the same shapes, through op.matmul, that is in OpenBLAS (linear layers go their own way).
 local function products(o)
   local T, D = o.batch * (o.tokens + 1), o.student.dim
   local E, R, N, L = 2 * D, (o.student.dim + 15) // 16, 16, o.student.depth
@@ -152,7 +152,7 @@ for _, name in ipairs { "demo", "tiny" } do
   end
   local c = median(step_of(bare), 9)
   row("the same ops on one image of 5 tokens, D 16", c, ("Lua, tape and launches: at most %.1f %% of the step"):format(100 * c / t))
-  row("its matrix products alone", p, ("the step takes %.2fx of them"):format(t / p))
+  row("its matrix products alone, in OpenBLAS", p, ("the step takes %.2fx of them"):format(t / p))
   if name ~= "demo" then
     print "PyTorch: not run at this size (minutes a step)"
   elseif not have_torch then
