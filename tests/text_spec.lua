@@ -207,23 +207,23 @@ describe("perplexity", function()
 end)
 
 describe("recipes/phi_mamba_*", function()
-  local function recipe(name) return core.loadfile("recipes/" .. name .. ".lua")() end
+  local function shipped(name) return core.loadfile("recipes/" .. name .. ".lua")() end
   it("are method.md's section 6: two stages, their tokens, rates and sizes", function()
     for name, size in pairs { phi_mamba_distilgpt2 = "123m", phi_mamba_1_5b = "1.5b" } do
-      local r = recipe(name).resolved
+      local r = shipped(name).resolved
       assert.same({ "200M", "2B", size, 2e-5, 32, 1024, 128 },
         { r.stages[1].tokens, r.stages[2].tokens, r.student.size, r.optim.lr, r.batch, r.data.length, r.student.chunk })
       assert.same({ "align" }, cab.options.names(r.stages[1].loss))
     end
-    local soft = recipe "phi_mamba_distilgpt2":override { "preset=soft" }.resolved
+    local soft = shipped "phi_mamba_distilgpt2":override { "preset=soft" }.resolved
     assert.equal(1, #soft.stages)
-    assert.same({ 6, 12, 18, 24 }, recipe "phi_mamba_1_5b":override { "preset=hybrid" }.resolved.student.attention)
+    assert.same({ 6, 12, 18, 24 }, shipped "phi_mamba_1_5b":override { "preset=hybrid" }.resolved.student.attention)
   end)
   it("say what is missing, and which command then works", function()
     local root = os.tmpname()
     os.remove(root)
     for name, command in pairs { phi_mamba_distilgpt2 = "cab tokenize FILES %-o data/openwebtext.bin", phi_mamba_1_5b = "%-%-tokenizer phi" } do
-      local r = recipe(name)
+      local r = shipped(name)
       local e = require "refused"(74, r.run, r, { out = root, quiet = true })
       assert.matches(command, e.message)
       assert.matches("then: cab run recipes/" .. name .. ".lua", e.message)
