@@ -191,6 +191,14 @@ local arrays = {
 refuses("NumPy files", arrays)
 
 describe("NumPy files", function()
+  it("are refused when cut anywhere, and read or refused with any byte changed", function()
+    local array = npy("'<f4'", "(2, 2)", floats)
+    for n = 0, #array - 1 do assert.equal(65, refused(core.load, put(array:sub(1, n))).code) end
+    for n = 1, #array do
+      local ok, e = pcall(core.load, put(array:sub(1, n - 1) .. string.char(array:byte(n) ~ 1) .. array:sub(n + 1)))
+      assert.is_true(ok or e.code == 65, tostring(e))
+    end
+  end)
   it("reads arrays in both orders, alone and in an archive, plain and deflated", function()
     local a = npy("'<f4'", "(2, 2)", floats)
     assert.same({ { 1, 2 }, { 3, 4 } }, core.load(put(a)).arr_0:totable())

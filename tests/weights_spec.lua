@@ -160,6 +160,7 @@ describe("weights of a model", function()
     assert.same({ "head.bias: file [5], model [3]", "head.weight: file [5,16], model [3,16]" }, (function() table.sort(e.mismatched) return e.mismatched end)())
     local model = build({ refit = "head" }, { classes = 3 })
     assert.same({ 3, 16 }, model.head.weight:shape())
+    assert.same({ "head.weight [3,16] is untrained, the file's is [5,16]", "head.bias [3] is untrained, the file's is [5]" }, model.notes)
     assert.same(cab.load(path)["norm.weight"]:totable(), model.norm.weight:totable())
     assert.truthy(refused(2, build, { refit = "heat" }).message:find "did you mean 'head'")
   end)
@@ -180,16 +181,21 @@ describe("weights of a model", function()
     local function told(kind, name)
       local t = cab.load(FOLDER .. name .. "/model.safetensors")
       local o = { dim = 768, heads = 12 }
-      cab.weights.fit(kind, o, {}, {}, cab.names.normal(t, (cab.names.detect(t))))
+      cab.weights.fit(cab.models.kinds[kind], o, {}, {}, cab.names.normal(t, (cab.names.detect(t))))
       return { o.dim, o.depth, o.vocab, o.ratio, o.positions }
     end
     assert.same({ 8, 2, 11, 4, 8 }, told("gpt2", "hf_gpt2"))
     assert.same({ 16, 2, 11, 2 }, told("phi", "hf_phi"))
     local b, o = "backbone.layers.0.", { dim = 768 }
-    cab.weights.fit("phi_mamba", o, { ratio = 4 }, { vocab = 200 }, { ["backbone.embedding.weight"] = core.zeros { 211, 64 }, [b .. "mixer.D"] = core.zeros { 4 },
+    cab.weights.fit(cab.models.kinds.phi_mamba, o, { ratio = 3 }, { vocab = 200 }, { ["backbone.embedding.weight"] = core.zeros { 211, 64 },
+      [b .. "mixer.D"] = core.zeros { 4 },
       [b .. "mixer.in_proj.weight"] = core.zeros { 260, 64 }, [b .. "mixer.out_proj.weight"] = core.zeros { 64, 64 },
       [b .. "mixer.conv1d.weight"] = core.zeros { 192, 1, 4 }, [b .. "mlp.fc1.bias"] = core.zeros { 512 } }) -- what is written down stays
     assert.same({ dim = 64, depth = 1, heads = 4, state = 16, expand = 1, conv = 4 }, o)
+  end)
+
+  it("win over a default that a recipe has filled in, not over what it wrote", function()
+    assert.equal(8, build({ patch = 16 }).options.patch)
   end)
 
   it("say so when the patch differs", function()
@@ -199,6 +205,7 @@ describe("weights of a model", function()
   it("resize position embeddings, class token untouched", function()
     local model = build({}, { image = 32 })
     assert.same({ 1, 17, 16 }, model.pos_embed:shape())
+    assert.same({ "position embeddings of 5 tokens became those of 17" }, model.notes)
     assert.same(cab.load(path).pos_embed:slice(2, 1, 1):totable(), model.pos_embed:slice(2, 1, 1):totable())
     local smooth = build({ resize = "antialias" }, { image = 32 })
     assert.is_true(gap(model.pos_embed:detach(), smooth.pos_embed:detach()) > 1e-4)

@@ -150,6 +150,9 @@ function M.build(r)
     if (r.teacher.weights or "") == "" then self.notes[#self.notes + 1] = "warning: the teacher is untrained: teacher.weights names no file" end
     self.pairs = require "cab.pairs".new { student = self.student, teacher = self.teacher, map = r.pairs }
   end
+  for _, role in ipairs { "student", "teacher" } do
+    for _, note in ipairs(self[role] and self[role].notes or {}) do self.notes[#self.notes + 1] = ("%s: %s"):format(role, note) end
+  end
   if self.text then self.text.preflight(self) end
   instances(self)
   for _, s in ipairs(self.stages) do

@@ -277,20 +277,25 @@ function shapes.mamba2(t, given)
   return o
 end
 
---- Shapes win over what a size or a default says, not over what is written down: fields of `o` that neither `given` nor `extra`
---- names are set from the tensors. Heads are not in the shapes: 64 wide, if the width is not that of the size.
----@param kind string
+--- Shapes win over what a size or a default says, not over what is written down: fields of `o` that `extra` does not name, nor
+--- `given` with another value than the default, are set from the tensors. Heads are not in the shapes: 64 wide, if the width is
+--- not that of the size.
+---@param model table kind, options (schema)
 ---@param o table resolved options, changed
 ---@param given table the description
 ---@param extra table what the data decides
 ---@param tensors table<string, cab.Tensor>
-function M.fit(kind, o, given, extra, tensors)
-  if not shapes[kind] then return end
-  local width, found = o.dim, shapes[kind](tensors, given)
-  for key, value in pairs(found) do
-    if given[key] == nil and extra[key] == nil then o[key] = value end
+function M.fit(model, o, given, extra, tensors)
+  if not shapes[model.kind] then return end
+  local function written(key)
+    local rule = model.options[key]
+    return given[key] ~= nil and not (rule and given[key] == check.entry(rule).default)
   end
-  if o.heads and not given.heads and not found.heads and o.dim ~= width and o.dim % 64 == 0 then o.heads = o.dim // 64 end
+  local width, found = o.dim, shapes[model.kind](tensors, given)
+  for key, value in pairs(found) do
+    if not written(key) and extra[key] == nil then o[key] = value end
+  end
+  if o.heads and not written "heads" and not found.heads and o.dim ~= width and o.dim % 64 == 0 then o.heads = o.dim // 64 end
 end
 
 -- Other input channels, as timm does: 3 -> 1 sums the colours, else they repeat, scaled to the same sum.
@@ -309,19 +314,31 @@ local function channels(weight, want)
   return core.concat(parts, 2) * (have / want)
 end
 
+-- For the run's first lines.
+local function note(model, text)
+  model.notes = model.notes or {}
+  table.insert(model.notes, text)
+end
+
 local refits = {}
 -- Another number of classes: the model keeps its untrained head.
 function refits.head(model, tensors)
   local state = model:state()
   for _, name in ipairs { "head.weight", "head.bias", "head_dist.weight", "head_dist.bias" } do
     local old, new = tensors[name], state[name]
-    if new and (not old or shape_text(old) ~= shape_text(new)) then tensors[name] = new:to "cpu" end
+    if new and (not old or shape_text(old) ~= shape_text(new)) then
+      tensors[name] = new:to "cpu"
+      note(model, ("%s %s is untrained, %s"):format(name, shape_text(new), old and "the file's is " .. shape_text(old) or "the file has none"))
+    end
   end
 end
 function refits.channels(model, tensors)
   local name = "patch_embed.proj.weight"
   local old, new = tensors[name], model:state()[name]
-  if old and new and old:rank() == 4 and old:size(2) ~= new:size(2) then tensors[name] = channels(old, new:size(2)) end
+  if old and new and old:rank() == 4 and old:size(2) ~= new:size(2) then
+    tensors[name] = channels(old, new:size(2))
+    note(model, ("%s: %d input channels became %d"):format(name, old:size(2), new:size(2)))
+  end
 end
 
 --- Changes that the model's option `refit` allows, "head" and "channels" in any order; a patch of another size never fits.

@@ -84,7 +84,7 @@ function build.model(M, given, extra)
   local file, tensors = require "cab.weights", nil
   if o.weights and o.weights ~= "" then
     tensors = file.of(M.kind, o)
-    file.fit(M.kind, o, given, sized, tensors)
+    file.fit(M, o, given, sized, tensors)
   end
   local model = M.new(o)
   model.kind, model.options, model.dtype, model.activations = M.kind, o, o.dtype, precision == "bf16" and "bf16" or o.dtype
@@ -194,7 +194,7 @@ function build.resize_positions(pos, side, place_class, antialias)
 end
 
 --- Loads tensors into a model; position embeddings of another grid are resized bicubically. A model may leave out what is
---- only said twice: model:adapt(tensors, prefix).
+--- only said twice: model:adapt(tensors, prefix). model.notes: what was changed to fit.
 function build.load(model, tensors, prefix)
   if model.adapt then return model:load(model:adapt(tensors, prefix or ""), prefix) end
   local name = (prefix or "") .. "pos_embed"
@@ -203,6 +203,8 @@ function build.load(model, tensors, prefix)
     local copy = {}
     for k, v in pairs(tensors) do copy[k] = v end
     copy[name] = core.no_grad(build.resize_positions, pos, model.side, model.place_class, model.options.resize == "antialias")
+    model.notes = model.notes or {}
+    table.insert(model.notes, ("position embeddings of %d tokens became those of %d"):format(pos:size(2), model.tokens))
     tensors = copy
   end
   return model:load(tensors, prefix)
