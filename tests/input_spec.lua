@@ -4,6 +4,7 @@ local core = require "cab.core"
 local lfs = require "lfs"
 local tools = require "cab.data_tools"
 local folder = require "cab.folder"
+local devices = require "devices"
 
 local root = os.tmpname()
 os.remove(root)
@@ -173,6 +174,38 @@ describe("mixed batches", function()
     assert.matches("data.jitter is not used beside RandAugment", folder.read(whole.path .. "/log.txt"))
   end)
 
+  devices.each(function(device, text)
+    it("train to the same losses" .. text, function()
+      local function losses(name)
+        local r = cab.recipe {
+          data = cab.data.fashion { fraction = 0.01, mixup = 0.8, cutmix = 1, flip = true, pad = 2, augment = "3-augment", erase = 0.25 },
+          teacher = cab.models.vit { image = 28, patch = 14, dim = 8, depth = 2, heads = 2, mean = 0.5, std = 0.5 },
+          student = cab.models.vim { image = 28, patch = 14, dim = 8, depth = 1, state = 4 },
+          stages = { { loss = { vanilla = 1, soft = 1 }, steps = 8 } }, device = name, batch = 20, log = 1,
+        }
+        local path, out = ("%s/losses-%s-%s"):format(root, device, name), {}
+        r:run { out = path, quiet = true }
+        for line in folder.read(path .. "/metrics.jsonl"):gmatch "[^\n]+" do out[#out + 1] = core.json_decode(line).loss end
+        return out
+      end
+      local want = losses "cpu"
+      assert.equal(8, #want)
+      for i, loss in ipairs(losses(device == "cpu" and "auto" or device)) do assert.is_true(math.abs(loss - want[i]) < 1e-3 * math.abs(want[i])) end
+    end)
+  end)
+
+  it("come into tensors that are there, with their targets", function()
+    local data = cab.data.build(cab.data.fashion { fraction = 0.01, mixup = 1 })
+    local a <close> = data:loader("train", { batch = 30 })
+    local b <close> = data:loader("train", { batch = 30 })
+    local x, y, t = a:next()
+    local images, labels, targets = core.empty(x:shape()), core.empty(y:shape(), "i32"), core.empty(t:shape())
+    assert.is_false(b:into(images, labels)) -- nowhere to put the targets
+    assert.is_false(b:into(images, labels, core.empty { 30, 9 }))
+    assert.is_true(b:into(images, labels, targets))
+    assert.same({ x:totable(), y:totable(), t:totable() }, { images:totable(), labels:totable(), targets:totable() })
+  end)
+
   it("have the cross-entropy of their mixed labels, smoothed or not", function()
     local logits, labels = core.normal({ 3, 4 }, 0, 1, 0, "x"), core.tensor({ 0, 3, 1 }, "i32")
     local hard = core.tensor { { 1, 0, 0, 0 }, { 0, 0, 0, 1 }, { 0, 1, 0, 0 } }
@@ -290,6 +323,30 @@ describe("data that is not there", function()
     assert.matches("nowhere/train: no such folder; expected the 1000 folders n01440764", e.message)
     assert.matches("data.root=DIR", e.message)
     assert.matches("no such file; expected the train images of the cifar data", refused(74, cab.data.build, cab.data.cifar { root = root }))
+  end)
+end)
+
+describe("damaged images in training", function()
+  it("end it, or are left out and told, as the recipe says", function()
+    local at = photos("damaged", 40)
+    local r = cab.recipe {
+      data = cab.data.folder { root = at, size = 8, index = "none", crop = "resized", flip = true },
+      student = cab.models.vit { patch = 4, dim = 8, depth = 1, heads = 1 },
+      stages = { { loss = { vanilla = 1 }, epochs = 2 } }, device = "cpu", batch = 8, eval = { batch = 20 },
+    }
+    put(at .. "/train/b/07.png", "x")
+    local e = require "refused"(65, r.run, r, { out = root .. "/ends", quiet = true })
+    assert.matches("record 47: .*train/b/07.png", e.message)
+    r:override { "data.on_bad=skip" }
+    r:run { out = root .. "/skips", quiet = true }
+    for epoch = 0, 1 do
+      assert.matches(("warning: epoch %d: 1 images could not be read and were left out, 0 warnings"):format(epoch), folder.read(root .. "/skips/log.txt"))
+    end
+    os.remove(at .. "/train/b/07.png")
+    os.rename(at .. "/test/c/40.png", at .. "/test/c/41.jpg")
+    put(at .. "/test/c/42.jpg", "y")
+    r:run { out = root .. "/evaluates", quiet = true }
+    assert.matches("warning: evaluation: 1 images could not be read", folder.read(root .. "/evaluates/log.txt"))
   end)
 end)
 

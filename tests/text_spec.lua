@@ -54,7 +54,7 @@ function Feed:raw()
 end
 Feed.next = Feed.raw
 function Feed.into() return false end
-function Feed.skipped() return 0 end
+function Feed.complaints() end
 function Feed.waited() return 0 end
 function Feed.close() end
 Feed.__close = Feed.close

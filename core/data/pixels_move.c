@@ -7,7 +7,7 @@
 #include "vectors.h"
 
 typedef double Quad __attribute__((vector_size(32))); /* the channels of a pixel */
-typedef uint8_t Four __attribute__((vector_size(4)));
+typedef int32_t Words __attribute__((vector_size(16)));
 typedef struct {
   double xx, xy, x0, yx, yy, y0;
 } Map;
@@ -15,7 +15,12 @@ typedef struct {
 static inline __attribute__((always_inline)) int inside(int v, int n) { return v < 0 ? 0 : v >= n ? n - 1 : v; }
 
 /* Four bytes from a pixel on: the last pixel of a canvas has room behind it. */
-#define LOAD(x) ({ Four four_; memcpy(&four_, row + (ptrdiff_t)inside(x, n) * step, 4); __builtin_convertvector(four_, Quad); })
+static inline __attribute__((always_inline)) Words spread(const uint8_t *p) {
+  int32_t word;
+  memcpy(&word, p, 4);
+  return (Words){word, word, word, word} >> (Words){0, 8, 16, 24} & 255;
+}
+#define LOAD(x) __builtin_convertvector(spread(row + (ptrdiff_t)inside(x, n) * step), Quad)
 #define CUBIC(a, b, c, d, t) ((b) + (t) * (((c) - (a)) + (t) * ((2 * ((a) - (b)) + (c) - (d)) + (t) * ((b) - (a) - (c) + (d)))))
 
 /* The taps of one row: cubic around x and x + 1, or linear between them. */

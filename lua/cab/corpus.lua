@@ -108,7 +108,7 @@ function Feed:next()
 end
 
 --- Nothing is ever left out: an id that is none is an error.
-function Feed.skipped() return 0 end
+function Feed.complaints() return nil end
 
 --- Seconds that batches were waited for so far.
 ---@return number

@@ -25,7 +25,8 @@ local shared = {
   cutmix    = positive,
   switch    = { "number", default = 0.5, min = 0, max = 1 }, -- probability of cutmix where both are on
   repeats   = { "integer", default = 1, min = 1, max = 16 }, -- of each image in an epoch, which then has that much fewer
-  on_bad    = { "string", default = "error", one_of = { "error", "skip" } },
+  on_bad    = { "string", default = "error", one_of = { "error", "skip" } }, -- skip: left out and counted, an error above 1 %
+  tolerant  = { "boolean", default = false },                -- warnings of decoders are counted, not errors
 }
 
 local function schema(extra)
@@ -208,9 +209,13 @@ function Feed:into(images, labels, targets) return self.loader:into(images, labe
 --- Records of the split in the order of this pass: i32[n], from 0. A training pass ends with its last whole batch.
 function Feed:order() return self.loader:order() end
 
---- Records left out so far because they could not be read.
----@return integer
-function Feed:skipped() return self.loader:skipped() end
+--- What was left out or let pass so far, as a line for the log; nil if nothing was.
+---@return string?
+function Feed:complaints()
+  local skipped, warnings = self.loader:skipped(), self.loader:warnings()
+  if skipped + warnings == 0 then return nil end
+  return ("%d images could not be read and were left out, %d warnings of decoders were tolerated"):format(skipped, warnings)
+end
 
 --- Seconds that batches were waited for so far.
 ---@return number
@@ -245,7 +250,7 @@ function Data:loader(split, options)
   local o = {
     dataset = self.sets[split], indices = self.indices[split], batch = options.batch, seed = options.seed or 0,
     epoch = options.epoch or 0, shuffle = train, start = options.start or 0, threads = spec.threads,
-    transform = transform(self, split, options.dtype), drop_last = train, on_bad = spec.on_bad,
+    transform = transform(self, split, options.dtype), drop_last = train, on_bad = spec.on_bad, tolerant = spec.tolerant,
   }
   if train then o.repeats, o.mixup, o.cutmix, o.switch = spec.repeats, spec.mixup, spec.cutmix, spec.switch end
   local loader = core.data.loader(o)

@@ -47,7 +47,9 @@ function M.show(r, o)
   local batch, row = find(data, r, o.sample, o.epoch)
   local feed <close> = data:loader("train", { batch = r.batch, seed = r.seed, epoch = o.epoch, start = batch, dtype = "u8" })
   local images, labels, targets = feed:raw()
-  if feed:skipped() > 0 then check.fail(65, ("batch %d of epoch %d has images that cannot be read"):format(batch, o.epoch), { id = "sample" }) end
+  if images:size(1) < r.batch then
+    check.fail(65, ("batch %d of epoch %d has images that cannot be read"):format(batch, o.epoch), { id = "sample" })
+  end
   local C, S = data.channels, data.size
   local image = images:slice(1, row, row):reshape(C, S, S)
   core.write_png(o.out, C == 1 and image:reshape(S, S) or image:permute(2, 3, 1))

@@ -27,8 +27,10 @@ function M.classify(model, data, options)
       loss = loss + b * core.ops.cross_entropy(logits, labels):item()
     end)
   end
+  local complaints = loader:complaints()
   loader:close()
-  return { top1 = 100 * hits1 / images, top5 = 100 * hits5 / images, loss = loss / images, images = images, seconds = core.now() - begun }
+  return { top1 = 100 * hits1 / images, top5 = 100 * hits5 / images, loss = loss / images, images = images, seconds = core.now() - begun,
+    complaints = complaints }
 end
 
 -- Targets of all layers are held at once, so few images.
@@ -79,7 +81,7 @@ local function measured(job, wanted)
   end
   local all = M.classify(job.student, job.data, { batch = job.recipe.eval.batch })
   return { top1 = all.top1, top5 = wanted.top5 and all.top5 or nil, loss = wanted.loss and all.loss or nil, images = all.images,
-    seconds = all.seconds, score = all.top1 }
+    seconds = all.seconds, score = all.top1, complaints = all.complaints }
 end
 
 --- The evaluation of a training job. `score` is what the best weights have most of.

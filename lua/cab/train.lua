@@ -131,8 +131,8 @@ function Run:take(scope, step)
 end
 
 function Run:close_loader()
-  local skipped = self.loader:skipped()
-  if skipped > 0 then self:say(("warning: epoch %d: %d images could not be read and were left out"):format(self.epoch, skipped)) end
+  local complaints = self.loader:complaints()
+  if complaints then self:say(("warning: epoch %d: %s"):format(self.epoch, complaints)) end
   self.waited = self.waited + self.loader:waited()
   self.loader:close()
   self.loader = nil
@@ -176,8 +176,9 @@ function Run:evaluate(step)
     self.shares = nil
   end
   self:say(("step %d  %s"):format(step, table.concat(parts, "  ")))
+  if row.complaints then self:say("warning: evaluation: " .. row.complaints) end
   local seconds = row.seconds
-  row.seconds, row.score = nil, nil -- times differ from run to run; the log has them
+  row.seconds, row.score, row.complaints = nil, nil, nil -- times differ from run to run; the log has them
   self.folder:metric { step = step, eval = row }
   self.last = row
   self.folder:log(("evaluation took %.2f s"):format(seconds))
