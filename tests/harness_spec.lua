@@ -236,3 +236,68 @@ describe("recall", function()
     assert.is_true(recall.associative_accuracy(function(ids) return core.zeros { ids:size(1), ids:size(2), 64 } end, o) < 0.2)
   end)
 end)
+
+describe("a language model of a run", function()
+  local root = os.tmpname()
+  os.remove(root)
+  setup(function() require "lfs".mkdir(root) end)
+  teardown(function() os.execute("rm -rf " .. root) end)
+
+  local function recipe(more)
+    local r = { data = cab.data.text { tokenizer = "gpt2:743", length = 48, holdout = 0.005 },
+      student = cab.models.gpt2 { dim = 16, depth = 1, heads = 2, positions = 48 },
+      stages = { { loss = { vanilla = 1 }, tokens = 4 * 48 * 6 } }, batch = 4, optim = { lr = 1e-2, warmup = "50 %" }, checkpoint = { every = 1 }, log = 1 }
+    for k, v in pairs(more or {}) do r[k] = v end
+    return cab.recipe(r).resolved
+  end
+
+  it("trains on the novel for a budget of tokens, and goes on exactly where it stopped", function()
+    local whole = cab.train.run(recipe(), { out = root .. "/whole", quiet = true })
+    assert.equal(6, whole.steps)
+    assert.equal(75, refused(75, cab.train.run, recipe(), { out = root .. "/cut", quiet = true, stop_after = 3 }).code)
+    cab.train.run(recipe(), { out = root .. "/cut", quiet = true, resume = true })
+    assert.equal(core.hash(root .. "/whole/best.safetensors"), core.hash(root .. "/cut/best.safetensors"))
+  end)
+
+  it("is scored as its logits say, packed or padded", function()
+    local model = cab.models.gpt2 { dim = 16, depth = 1, heads = 2, positions = 48, vocab = V }:build { seed = 3 }
+    local score, requests = harness.model(model), {}
+    for i = 1, 6 do requests[i] = { context = { i, 7, i + 1 }, continuation = i % 2 == 0 and { 5, 6 } or { 9 } } end
+    harness.loglikelihoods(score, requests)
+    for _, r in ipairs(requests) do
+      local ids = table.move(r.continuation, 1, #r.continuation, 4, table.move(r.context, 1, 3, 1, {}))
+      local logits_of, sum = core.no_grad(function() return model:logits((model:body(core.tensor({ ids }, "i32")))) end), 0
+      local rows = logits_of:totable()[1]
+      for k, id in ipairs(r.continuation) do
+        local total = 0
+        for _, x in ipairs(rows[2 + k]) do total = total + math.exp(x) end
+        sum = sum + rows[2 + k][id + 1] - math.log(total)
+      end
+      assert.is_true(math.abs(sum - r.loglikelihood) < 1e-5)
+    end
+  end)
+
+  it("is evaluated on tasks by the command", function()
+    local folder = "tests/fixtures/tasks/"
+    local pipe = io.popen(("%s/../build/cab eval %s/whole --task lambada=%slambada.jsonl --task winogrande=%swinogrande.jsonl 2>&1"):format(core.library,
+      root, folder, folder))
+    local out = pipe:read "a"
+    pipe:close()
+    assert.matches("lambada: acc [%d.]+ %+%- [%d.]+ %%  perplexity [%d.]+  %(40 documents%)", out)
+    assert.matches("winogrande: acc [%d.]+ %+%- [%d.]+ %%  %(40 documents%)", out)
+  end)
+
+  it("is refused weights that came with another tokenizer, with the first id that differs", function()
+    local folder = root .. "/model"
+    require "lfs".mkdir(folder)
+    local model = cab.models.gpt2 { dim = 16, depth = 1, heads = 2, positions = 48, vocab = V }:build { seed = 3 }
+    core.save(folder .. "/m.safetensors", model:state())
+    cab.tokenizer.open("gpt2:743"):save(folder .. "/tokenizer.cab")
+    local teacher = cab.models.gpt2 { dim = 16, depth = 1, heads = 2, positions = 48, weights = folder .. "/m.safetensors" }
+    local given = recipe { teacher = teacher, stages = { { loss = { soft = 1 }, steps = 1 } } }
+    cab.job.build(given)
+    core.write_file(folder .. "/tokenizer.cab", "t h\nt e\n")
+    local e = refused(2, cab.job.build, given)
+    assert.matches("model has another tokenizer than data.tokenizer: id 256 is \"th\" for the teacher, \" t\" for the data", e.message)
+  end)
+end)

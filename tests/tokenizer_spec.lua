@@ -128,12 +128,23 @@ describe("tokenizer", function()
     assert.matches("the same tokens, but other merges", cab.tokenizer.mismatch(a, of('{"a":0,"b":1,"ab":2}', "")))
   end)
 
-  it("checks that models' rows hold the ids and line up", function()
-    assert.is_nil(cab.tokenizer.preflight(gpt2, { teacher = 50257, student = 50257 }))
-    assert.matches("ids from 50295 on are padding", cab.tokenizer.preflight(phi, { teacher = 51200, student = 51200 }))
-    assert.matches('50257 rows, the tokenizer 50295 ids: id 50257', refused(2, cab.tokenizer.preflight, phi, { teacher = 50257 }).message)
-    assert.matches(
-      "student's vocabulary has 51200 rows, the teacher's 50295", refused(2, cab.tokenizer.preflight, phi, { teacher = 50295, student = 51200 }).message)
+  it("takes flags that decide nothing for equal", function()
+    local function file(name, normalized, normalizer)
+      return cab.tokenizer.open(put(name, ('{"model":{"type":"BPE","vocab":{"a":0},"merges":[]},"pre_tokenizer":{"type":"ByteLevel"},"normalizer":%s,'
+        .. '"added_tokens":[{"id":1,"content":"x","special":true,"normalized":%s}]}'):format(normalizer, normalized)))
+    end
+    assert.is_nil(cab.tokenizer.mismatch(file("n1.json", "true", "null"), file("n2.json", "false", "null")))
+    assert.is_not_nil(cab.tokenizer.mismatch(file("n1.json", "true", '{"type":"NFC"}'), file("n2.json", "false", '{"type":"NFC"}')))
+  end)
+
+  it("finds what a model came with", function()
+    lfs.mkdir(dir .. "/model")
+    put("model/vocab.bpe", "#version: 0.2\nt h\n")
+    put("model/model.safetensors", "")
+    local t, folder = cab.tokenizer.beside(dir .. "/model/model.safetensors")
+    assert.same({ 258, dir .. "/model" }, { t:count(), folder })
+    assert.equal(258, cab.tokenizer.beside(dir .. "/model"):count())
+    assert.is_nil(cab.tokenizer.beside(dir .. "/phi.cab"))
   end)
 
   it("refuses bad UTF-8, bad ids and closed tokenizers", function()

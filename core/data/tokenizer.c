@@ -160,7 +160,8 @@ static void put_le(Out *o, uint64_t v, int n) {
   put(o, b, (size_t)n);
 }
 
-static void put_all(const CabTokenizer *t, Out *o) {
+/* keep: flags to write. */
+static void put_all(const CabTokenizer *t, uint32_t keep, Out *o) {
   uint64_t present = 0;
   for (uint64_t i = 0; i < t->v.count; i++) present += t->v.by_id[i] != 0;
   put(o, magic, sizeof magic);
@@ -169,7 +170,7 @@ static void put_all(const CabTokenizer *t, Out *o) {
   for (uint64_t i = 0; i < t->v.count; i++) {
     const CabToken *k = token_of(t, (int64_t)i);
     if (!k) continue;
-    put_le(o, i, 4), put_le(o, k->flags, 4), put_le(o, k->length, 4);
+    put_le(o, i, 4), put_le(o, k->flags & keep, 4), put_le(o, k->length, 4);
     put(o, k->bytes, k->length);
   }
   for (uint64_t i = 0; i < t->v.merges; i++) {
@@ -178,18 +179,19 @@ static void put_all(const CabTokenizer *t, Out *o) {
   }
 }
 
-static CabStatus pack(const CabTokenizer *t, CabBytes *out) {
+static CabStatus pack(const CabTokenizer *t, uint32_t keep, CabBytes *out) {
   Out o = {0};
-  put_all(t, &o);
+  put_all(t, keep, &o);
   if (!(out->data = cab_malloc(o.used, 1)) || !(out->length = o.used)) return CAB_E_MEMORY;
   o = (Out){.p = out->data};
-  put_all(t, &o);
+  put_all(t, keep, &o);
   return CAB_OK;
 }
 
 uint64_t cab_tokenizer_hash(const CabTokenizer *t) {
   CabBytes bytes = {0};
-  if (pack(t, &bytes) != CAB_OK) return 0;
+  uint32_t keep = t->v.nfc ? ~0u : ~(uint32_t)CAB_TOKEN_NORMALIZED; /* without normalisation that flag decides nothing */
+  if (pack(t, keep, &bytes) != CAB_OK) return 0;
   uint64_t hash = XXH64(bytes.data, bytes.length, 0);
   cab_bytes_free(&bytes);
   return hash;
@@ -206,7 +208,7 @@ static CabStatus write_compact(void *ctx, CabSink *sink) {
 
 CabStatus cab_tokenizer_save(const CabTokenizer *t, const char *path) {
   CabBytes bytes = {0};
-  CabStatus status = pack(t, &bytes);
+  CabStatus status = pack(t, ~0u, &bytes);
   if (status == CAB_OK) status = cab_write_atomic(path, write_compact, &bytes);
   cab_bytes_free(&bytes);
   return status;

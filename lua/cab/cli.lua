@@ -17,6 +17,7 @@ examples:
   cab diff best.safetensors other.pth            which tensors differ, and by how much
   cab data show my.lua --sample 17 --epoch 3     the picture that the network saw, as show.png
   cab data subset my.lua --fraction 0.1 --out ten.txt   a list for data.list: 10 % of each class
+  cab eval runs/phi_mamba-1 --task piqa=piqa.jsonl --task lambada=lambada.jsonl   acc, acc_norm, perplexity
   cab tokenize books.jsonl -o books.bin          a token file for data.train; --tokenizer phi, a file or a model folder
 exit codes: 0 done, 1 Lua error, 2 usage or recipe, 65 input file refused, 69 device, 70 internal error, 71 memory,
   74 I/O, 75 stopped and resumable, 76 not-finite numbers, 130 interrupted twice]]
@@ -53,6 +54,8 @@ local function parser()
   local eval = p:command("eval", "Evaluate the best weights of a run, or of each run of a comparison, again.")
   eval:argument("run", "Run folder, or the folder of a comparison.")
   eval:argument("overrides", "key=value: fields of the recipe."):args("*")
+  eval:option("--task", "Of language models, also a task: lambada, piqa, arc_easy, arc_challenge, hellaswag, winogrande; may be given again.")
+    :argname("NAME=FILE.jsonl"):count("*")
   p:command("repl", "Lua prompt with `cab` in it.")
   p:command("doctor", "What a report of a problem needs: versions, processor, threads.")
   function p.error(_, message) check.fail(2, message, { id = "usage" }) end
@@ -129,7 +132,7 @@ local function decoded(recipe)
 end
 
 -- One run folder: the best weights on the test images; the bridge as the newest checkpoint has it.
-local function evaluate_run(path, overrides)
+local function evaluate_run(path, overrides, tasks)
   local folders, evaluate = require "cab.folder", require "cab.eval"
   local saved = core.json_decode(folders.read(path .. "/recipe.json"), path .. "/recipe.json")
   if type(saved) ~= "table" or type(saved.recipe) ~= "table" then
@@ -151,9 +154,11 @@ local function evaluate_run(path, overrides)
   job.student:load(best)
   if job.text then
     local e = evaluate.perplexity(job)
-    return print(("%s of step %s: perplexity %.2f  (%d ids, window %d, stride %d, %.0f a second on %s)%s"):format(path .. "/best.safetensors",
+    print(("%s of step %s: perplexity %.2f  (%d ids, window %d, stride %d, %.0f a second on %s)%s"):format(path .. "/best.safetensors",
       meta and meta.step or "?", e.perplexity, e.tokens, e.window, e.stride, e.tokens / e.seconds, job.device, table.concat(fits)))
+    return require "cab.harness".report(job, tasks)
   end
+  if #tasks > 0 then check.fail(2, path .. ": tasks are for language models, its data are images", { id = "usage" }) end
   local e = evaluate.classify(job.student, job.data, { batch = recipe.resolved.eval.batch })
   print(("%s of step %s: top1 %.2f  top5 %.2f  loss %.4f  (%d images, %.0f a second on %s)%s"):format(path .. "/best.safetensors",
     meta and meta.step or "?", e.top1, e.top5, e.loss, e.images, e.images / e.seconds, job.device, table.concat(fits)))
@@ -163,7 +168,7 @@ function commands.eval(args)
   local parsed = parser():parse(args)
   local paths = require "cab.folder".runs(parsed.run)
   if #paths == 0 then check.fail(2, ("%s: neither a run folder nor a folder of runs"):format(parsed.run), { id = "usage" }) end
-  for _, path in ipairs(paths) do evaluate_run(path, parsed.overrides) end
+  for _, path in ipairs(paths) do evaluate_run(path, parsed.overrides, parsed.task) end
   return 0
 end
 

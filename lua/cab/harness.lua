@@ -167,4 +167,20 @@ function M.task(name, path, score, tokenizer, o)
   return out
 end
 
+--- Prints the tasks of a training job's student.
+---@param job Job
+---@param given string[] "NAME=FILE.jsonl"
+function M.report(job, given)
+  for _, text in ipairs(given) do
+    local name, path = text:match "^([%w_]+)=(.+)$"
+    if not name then check.fail(2, ("--task %s: expected NAME=FILE.jsonl"):format(text), { id = "usage" }) end
+    local model = job.student
+    local r = M.task(name, path, M.model(model, job.device), job.data.tokenizer, { positions = model.positions or job.data.length })
+    local parts = { ("%s: acc %.2f +- %.2f %%"):format(name, 100 * r.acc, 100 * r.acc_stderr) }
+    if r.acc_norm then parts[#parts + 1] = ("acc_norm %.2f +- %.2f %%"):format(100 * r.acc_norm, 100 * r.acc_norm_stderr) end
+    if r.perplexity then parts[#parts + 1] = ("perplexity %.2f"):format(r.perplexity) end
+    print(("%s  (%d documents)"):format(table.concat(parts, "  "), r.documents))
+  end
+end
+
 return M

@@ -7,11 +7,22 @@ local options = require "cab.options"
 local op = core.ops
 local M = {}
 
+-- Faults (2) where weights came with another tokenizer than the data's.
+local function same_tokenizer(job, role)
+  local spec, tokenizers = job.recipe[role], require "cab.tokenizer"
+  local weights = spec and spec.weights or ""
+  if weights == "" or not job.data.tokenizer then return end
+  local own <close>, folder = tokenizers.beside(require "cab.data".find(weights))
+  local why = own and tokenizers.mismatch(own, job.data.tokenizer, { role, "data" })
+  if why then check.fail(2, ("%s has another tokenizer than data.tokenizer: %s"):format(folder, why), { id = "vocabulary" }) end
+end
+
 --- Faults (2) where models and data do not go together.
 ---@param job Job data, student, teacher
 function M.preflight(job)
   local data, student, teacher = job.data, job.student, job.teacher
   for role, model in pairs { student = student, teacher = teacher } do
+    same_tokenizer(job, role)
     if model.vocab < data.vocab then
       check.fail(2, ("the data has %d ids, the %s (%s) only %d: %s.vocab must be at least that of the tokenizer"):format(data.vocab, role,
         model.kind, model.vocab, role), { id = "vocabulary" })

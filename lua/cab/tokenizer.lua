@@ -16,7 +16,7 @@ local function exists(path)
   return f ~= nil
 end
 
-local function in_folder(path)
+local function find_in(path)
   for _, name in ipairs(whole) do
     if exists(path .. "/" .. name) then return { file = path .. "/" .. name } end
   end
@@ -26,7 +26,11 @@ local function in_folder(path)
       return { file = merges, vocab = exists(vocab) and vocab or nil, added = exists(added) and added or nil }
     end
   end
-  check.fail(74, ("%s: no tokenizer here: expected tokenizer.json, or merges.txt or vocab.bpe"):format(path), { file = path, id = "tokenizer" })
+end
+
+local function in_folder(path)
+  return find_in(path) or check.fail(74, ("%s: no tokenizer here: expected tokenizer.json, or merges.txt or vocab.bpe"):format(path),
+    { file = path, id = "tokenizer" })
 end
 
 --- Opens a tokenizer.
@@ -74,30 +78,14 @@ function M.mismatch(a, b, names)
   return ("the %s and the %s have the same tokens, but other merges or rules"):format(first, second)
 end
 
---- Faults (2) unless the models can be distilled with the tokenizer: equal vocabularies that hold all of its ids. What lies
---- above them is padding.
----@param tokenizer userdata
----@param vocabularies table<string, integer> rows of each model's embedding: { teacher = 51200, student = 51200 }
----@return string? note of what is padded
-function M.preflight(tokenizer, vocabularies)
-  local names, notes, least = require "cab.options".names(vocabularies), {}, tokenizer:count()
-  for _, name in ipairs(names) do
-    local rows = vocabularies[name]
-    if rows < least then
-      local bytes = tokenizer:token(rows)
-      check.fail(2, ("the %s's vocabulary has %d rows, the tokenizer %d ids: id %d, %s, has no row"):format(name, rows, least, rows, shown(bytes)),
-        { id = "vocabulary" })
-    end
-    if rows > least then notes[#notes + 1] = ("%s %d rows"):format(name, rows) end
-  end
-  for i = 2, #names do
-    local a, b = names[1], names[i]
-    if vocabularies[a] ~= vocabularies[b] then
-      check.fail(2, ("the %s's vocabulary has %d rows, the %s's %d: their logits do not line up; the tokenizer needs %d"):format(
-        a, vocabularies[a], b, vocabularies[b], least), { id = "vocabulary" })
-    end
-  end
-  return #notes > 0 and ("ids from %d on are padding (%s)"):format(least, table.concat(notes, ", ")) or nil
+--- The tokenizer that a model came with: in the folder of its weights; nil if there is none.
+---@param weights string file or folder
+---@return userdata? tokenizer
+---@return string? folder
+function M.beside(weights)
+  local folder = require "lfs".attributes(weights, "mode") == "directory" and weights or weights:match "^(.*)/[^/]*$" or "."
+  local files = find_in(folder)
+  if files then return core.tokenizer(files), folder end
 end
 
 return M
