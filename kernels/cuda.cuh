@@ -44,15 +44,19 @@ __device__ __forceinline__ float wide_of(bf16 x) { return __bfloat162float(x); }
 template <class T> __device__ __forceinline__ T narrow(Wide<T> x) { return x; }
 template <> __device__ __forceinline__ bf16 narrow<bf16>(float x) { return __float2bfloat16(x); }
 
+/* Memory of the device; NULL for 0 bytes, or out of memory: then s->failed is set, launch nothing. */
+static inline void *take_scratch(CabStream *s, size_t bytes) {
+  void *p = bytes ? s->allocate(s->device, bytes) : nullptr;
+  if (bytes && !p) s->failed = 1, s->failed_call = "scratch memory", s->failed_code = 0;
+  return p;
+}
+
 /* Memory for the time of one twin: given back when it returns, which is safe because one stream runs in order. */
 struct Scratch {
   CabStream *s;
   size_t bytes;
-  void *data; /* NULL: out of memory, s->failed is set; launch nothing */
-  Scratch(CabStream *stream, size_t size) : s(stream), bytes(size) {
-    data = size ? s->allocate(s->device, size) : nullptr;
-    if (size && !data) s->failed = 1, s->failed_call = "scratch memory", s->failed_code = 0;
-  }
+  void *data; /* of take_scratch */
+  Scratch(CabStream *stream, size_t size) : s(stream), bytes(size), data(take_scratch(stream, size)) {}
   ~Scratch() { if (data) s->release(s->device, data, bytes); }
   Scratch(const Scratch &) = delete;
 };

@@ -304,7 +304,7 @@ static __global__ void entries_kernel(ScanShape s, int64_t segments, const W *A,
 
 /* ---- host ------------------------------------------------------------------------------------------------------ */
 
-/* Scratch memory for the time of one launch. */
+/* Scratch for the time of one launch, as many pieces as it takes. */
 struct Room {
   CabStream *s;
   int count = 0;
@@ -312,11 +312,9 @@ struct Room {
   explicit Room(CabStream *stream) : s(stream) {}
   Room(const Room &) = delete;
   ~Room() { while (count--) s->release(s->device, block[count].data, block[count].bytes); }
-  /* NULL for 0 bytes, or out of memory: then s->failed is set. */
-  void *get(size_t bytes) {
-    void *p = bytes ? s->allocate(s->device, bytes) : nullptr;
+  void *get(size_t bytes) { /* as take_scratch */
+    void *p = take_scratch(s, bytes);
     if (p) block[count++] = {p, bytes};
-    else if (bytes) s->failed = 1, s->failed_call = "scratch memory", s->failed_code = 0;
     return p;
   }
 };

@@ -1,22 +1,12 @@
 -- make bench: measures the ceilings of this machine first, then kernels, steps and overhead as shares of them, and the
 -- same step in PyTorch if python3 (or $CAB_PYTHON) has it. Ratios within one run count, not absolute times.
+package.path = "./tests/?.lua;" .. package.path
 local cab = require "cab"
 local core = require "cab.core"
 local op = cab.op
 
-local function median(f, repeats)
-  f()
-  local times = {}
-  for i = 1, repeats or 15 do
-    local start = core.now()
-    f()
-    times[i] = core.now() - start
-  end
-  table.sort(times)
-  return times[(#times + 1) // 2]
-end
-
-local function row(name, seconds, what) print(("%-46s %10.3f ms   %s"):format(name, 1e3 * seconds, what or "")) end
+local clock = require "bench.clock"
+local median, row, resident = clock.median, clock.row, clock.resident
 local function random(...) return core.normal({ ... }, 0, 1, 0, "bench") end
 
 print(("threads %d, %s"):format(core.threads(), core.json_encode(core.doctor())))
@@ -111,14 +101,6 @@ local function products(o)
     for _, p in ipairs(list) do
       for _ = 1, p[1] do local _ <close> = core.scope() op.matmul(p[2], p[3]) end
     end
-  end
-end
-
---- VmHWM of this process so far, MiB: includes the ceilings above and earlier steps.
-local function resident()
-  for line in io.lines "/proc/self/status" do
-    local kib = line:match "^VmHWM:%s*(%d+)"
-    if kib then return tonumber(kib) / 1024 end
   end
 end
 

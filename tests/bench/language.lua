@@ -1,29 +1,12 @@
 -- The training step of a small Phi-Mamba under a small GPT-2 (CE + KL + bridge, AdamW), and the same in PyTorch if python3 (or
 -- $CAB_PYTHON) has it; the bridge's loss against matching whole mixing matrices. Part of make bench; also run by itself.
+package.path = "./tests/?.lua;" .. package.path
 local cab = require "cab"
 local core = require "cab.core"
 local op = cab.op
 
-local function median(f, repeats)
-  f()
-  local times = {}
-  for i = 1, repeats do
-    local start = core.now()
-    f()
-    times[i] = core.now() - start
-  end
-  table.sort(times)
-  return times[(#times + 1) // 2]
-end
-
-local function row(name, seconds, what) print(("%-46s %10.3f ms   %s"):format(name, 1e3 * seconds, what or "")) end
-
-local function resident() -- MiB of this process at its peak
-  for line in io.lines "/proc/self/status" do
-    local kib = line:match "^VmHWM:%s*(%d+)"
-    if kib then return tonumber(kib) / 1024 end
-  end
-end
+local clock = require "bench.clock"
+local median, row, resident = clock.median, clock.row, clock.resident
 
 local function step_of(o)
   local teacher = cab.models.gpt2 { dim = o.dim, depth = o.depth, heads = o.heads, positions = o.tokens }:build { vocab = o.vocab }:freeze()
