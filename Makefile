@@ -118,7 +118,7 @@ fuzz:
 	@tests/install-packages $(PACKAGES) clang libclang-rt-14-dev
 	@$(MAKE) --no-print-directory -s $(FUZZ)
 	@set -o pipefail; for f in $(FUZZ); do echo "== $$f"; mkdir -p $$f.corpus; $$f -max_total_time=$(FUZZ_SECONDS) -runs=$(FUZZ_RUNS) -max_len=6200 -rss_limit_mb=512 -timeout=10 \
-	  -print_final_stats=1 $$f.corpus tests/fuzz/seeds/$${f##*/} 2>&1 | grep -E "ERROR|SUMMARY|does not hold|stat::number_of_executed_units|stat::average" || exit 1; done
+	  -print_final_stats=1 -artifact_prefix=$$f- $$f.corpus tests/fuzz/seeds/$${f##*/} 2>&1 | grep -E "ERROR|SUMMARY|does not hold|stat::number_of_executed_units|stat::average" || exit 1; done
 
 crash: all
 	$B/cab run tests/crash/kill.lua 500
