@@ -95,6 +95,7 @@ bench: all
 lint:
 	@tests/install-packages $(LINTERS)
 	luacheck -q lua recipes examples tests
+	$(CC) $(CPPFLAGS) -w -std=gnu11 -fsyntax-only tests/fuzz/*.c tests/fuzz/support/*.c
 	cppcheck -q --error-exitcode=1 --inline-suppr --enable=warning,portability --suppress=missingIncludeSystem \
 	  --suppress=nullPointerOutOfMemory --suppress=missingInclude --suppress=arrayIndexThenCheck $(MODULES:%=-Icore/%) -Ikernels $(addprefix core/,base tensor ops io data)
 

@@ -204,6 +204,29 @@ describe("perplexity", function()
   it("of too little text is refused", function()
     fails("1 tokens", text.perplexity, model, ids:slice(1, 1, 1))
   end)
+  it("in longer and longer windows is that of the same tokens, each with more before it", function()
+    local rows = text.lengths(model, ids, { length = 6, times = 4 })
+    assert.equal(3, #rows)
+    for i, window in ipairs { 6, 12, 24 } do
+      local total, tokens = 0, 0
+      for start = 24 - window + 1, 50 - window + 1, 6 do -- the first ends at 24, the last at 48
+        local logits = model:forward(ids:slice(1, start, start + window - 1):reshape(1, window))
+        for t = math.max(window - 6, 1) + 1, window do
+          total = total + op.cross_entropy(logits:slice(2, t - 1, t - 1):reshape(1, V), ids:slice(1, start + t - 1, start + t - 1)):item()
+          tokens = tokens + 1
+        end
+      end
+      assert.same({ window, tokens }, { rows[i].length, rows[i].tokens })
+      assert.near(math.exp(total / tokens), rows[i].perplexity, 1e-9)
+    end
+  end)
+  it("in windows longer than a model's positions is left out, with the reason; than the text, refused", function()
+    local short = cab.models.gpt2 { dim = 16, depth = 1, heads = 2, positions = 12 }:build { vocab = V }
+    local rows = text.lengths(short, ids, { length = 6, times = 4 })
+    assert.is_true(rows[2].perplexity > 1)
+    assert.same({ length = 24, why = "12 positions" }, rows[3])
+    assert.matches("16 times 6 tokens are 96, the text has 50", require "refused"(2, text.lengths, model, ids, { length = 6, times = 16 }).message)
+  end)
 end)
 
 describe("recipes/phi_mamba_*", function()

@@ -18,6 +18,7 @@ examples:
   cab data show my.lua --sample 17 --epoch 3     the picture that the network saw, as show.png
   cab data subset my.lua --fraction 0.1 --out ten.txt   a list for data.list: 10 % of each class
   cab eval runs/phi_mamba-1 --task piqa=piqa.jsonl --task lambada=lambada.jsonl   acc, acc_norm, perplexity
+  cab eval runs/shakespeare-1 --lengths 32       perplexity of the same tokens in windows of up to 32 times the training length
   cab tokenize books.jsonl -o books.bin          a token file for data.train; --tokenizer phi, a file or a model folder
 exit codes: 0 done, 1 Lua error, 2 usage or recipe, 65 input file refused, 69 device, 70 internal error, 71 memory,
   74 I/O, 75 stopped and resumable, 76 not-finite numbers, 130 interrupted twice]]
@@ -56,6 +57,8 @@ local function parser()
   eval:argument("overrides", "key=value: fields of the recipe."):args("*")
   eval:option("--task", "Of language models, also a task: lambada, piqa, arc_easy, arc_challenge, hellaswag, winogrande; may be given again.")
     :argname("NAME=FILE.jsonl"):count("*")
+  eval:option("--lengths", "Of language models, also perplexity in windows of 1, 2, 4, .. N times the training length."):argname("N")
+    :convert(math.tointeger)
   p:command("repl", "Lua prompt with `cab` in it.")
   p:command("doctor", "What a report of a problem needs: versions, processor, threads.")
   function p.error(_, message) check.fail(2, message, { id = "usage" }) end
@@ -132,13 +135,13 @@ local function decoded(recipe)
 end
 
 -- One run folder: the best weights on the test images; the bridge as the newest checkpoint has it.
-local function evaluate_run(path, overrides, tasks)
+local function evaluate_run(path, o)
   local folders, evaluate = require "cab.folder", require "cab.eval"
   local saved = core.json_decode(folders.read(path .. "/recipe.json"), path .. "/recipe.json")
   if type(saved) ~= "table" or type(saved.recipe) ~= "table" then
     check.fail(65, path .. "/recipe.json: no recipe in it", { file = path .. "/recipe.json", id = "recipe" })
   end
-  local recipe = require "cab.recipe".recipe(decoded(saved.recipe)):override(overrides)
+  local recipe = require "cab.recipe".recipe(decoded(saved.recipe)):override(o.overrides)
   local scope <close> = core.scope()
   local job = require "cab.job".build(recipe.resolved)
   local tensors, manifest = folders.view(path):load(false)
@@ -156,9 +159,12 @@ local function evaluate_run(path, overrides, tasks)
     local e = evaluate.perplexity(job)
     print(("%s of step %s: perplexity %.2f  (%d ids, window %d, stride %d, %.0f a second on %s)%s"):format(path .. "/best.safetensors",
       meta and meta.step or "?", e.perplexity, e.tokens, e.window, e.stride, e.tokens / e.seconds, job.device, table.concat(fits)))
-    return require "cab.harness".report(job, tasks)
+    if o.lengths then print(evaluate.lengths_table(evaluate.lengths(job, o.lengths))) end
+    return require "cab.harness".report(job, o.task)
   end
-  if #tasks > 0 then check.fail(2, path .. ": tasks are for language models, its data are images", { id = "usage" }) end
+  if #o.task > 0 or o.lengths then
+    check.fail(2, path .. ": tasks and lengths are for language models, its data are images", { id = "usage" })
+  end
   local e = evaluate.classify(job.student, job.data, { batch = recipe.resolved.eval.batch })
   print(("%s of step %s: top1 %.2f  top5 %.2f  loss %.4f  (%d images, %.0f a second on %s)%s"):format(path .. "/best.safetensors",
     meta and meta.step or "?", e.top1, e.top5, e.loss, e.images, e.images / e.seconds, job.device, table.concat(fits)))
@@ -168,7 +174,7 @@ function commands.eval(args)
   local parsed = parser():parse(args)
   local paths = require "cab.folder".runs(parsed.run)
   if #paths == 0 then check.fail(2, ("%s: neither a run folder nor a folder of runs"):format(parsed.run), { id = "usage" }) end
-  for _, path in ipairs(paths) do evaluate_run(path, parsed.overrides, parsed.task) end
+  for _, path in ipairs(paths) do evaluate_run(path, parsed) end
   return 0
 end
 

@@ -1,5 +1,6 @@
 --- Accuracy, loss and bridge fit on the test images; perplexity on the test text.
 local core = require "cab.core"
+local check = require "cab.check"
 local M = {}
 
 --- A model over a split: top1 and top5 in percent, loss as the mean cross-entropy.
@@ -70,6 +71,33 @@ function M.perplexity(job)
   local window = o.window > 0 and o.window or data.length
   return require "cab.text".perplexity(job.student, ids:to(job.device),
     { window = window, stride = o.stride > 0 and o.stride or window, batch = o.batch > 0 and o.batch or nil })
+end
+
+--- Length generalisation of the student as it is and, where it can, its teacher, on the test text: see cab.text.lengths.
+---@param job Job
+---@param times integer the longest window, in training lengths: a power of 2
+---@return table[] rows {length, student = row, teacher? = row}
+function M.lengths(job, times)
+  if times < 1 or times & (times - 1) ~= 0 then check.fail(2, ("--lengths %d: expected a power of 2"):format(times), { id = "usage" }) end
+  local ids = job.data:ids("test", job.recipe.eval.tokens):to(job.device)
+  local rows = {}
+  for role, model in pairs { student = job.student, teacher = job.teacher } do
+    for i, row in ipairs(require "cab.text".lengths(model, ids, { length = job.data.length, times = times })) do
+      rows[i] = rows[i] or { length = row.length }
+      rows[i][role] = row
+    end
+  end
+  return rows
+end
+
+--- The rows of M.lengths as a table to print.
+---@param rows table[]
+---@return string
+function M.lengths_table(rows)
+  local lines = {}
+  local function cell(row) return row and (row.perplexity and ("%.2f"):format(row.perplexity) or row.why) or "" end
+  for i, row in ipairs(rows) do lines[i] = { tostring(row.length), cell(row.student), cell(row.teacher), tostring(row.student.tokens or "") } end
+  return require "cab.report".table({ "tokens of a window", "student's perplexity", "teacher's", "tokens counted" }, lines)
 end
 
 -- What the recipe's eval.metrics name, of the student as it is.

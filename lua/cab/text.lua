@@ -100,10 +100,11 @@ end
 
 --- Perplexity of ids i32[n]: windows of `window` tokens, each `stride` behind the one before, in which only the tokens are counted
 --- that no window before it has. A stride of a window (the default) forgets all at each border; a smaller one costs more and
---- always has at least window - stride tokens before the counted ones.
+--- always has at least window - stride tokens before the counted ones. With full = true those of the first window without them are
+--- not counted, nor those behind the last whole window.
 ---@param model table
 ---@param ids any i32[n]
----@param o? table window (default: the model's positions, or 1024), stride, batch (default 8)
+---@param o? table window (default: the model's positions, or 1024), stride, batch (default 8), full (false)
 ---@return table {perplexity, loss, tokens, window, stride, seconds}
 function M.perplexity(model, ids, o)
   o = o or {}
@@ -119,18 +120,44 @@ function M.perplexity(model, ids, o)
       total = total + cost(model, #rows > 1 and core.concat(rows, 1) or rows[1], from)
       tokens = tokens + count * (length - from)
     end
-    add(1, 1, window, 1)
     local first, from = 1 + stride, math.max(window - stride, 1)
+    add(1, 1, window, o.full and from or 1)
     while first + window - 1 <= n do
       local count = math.min(batch, (n - first - window + 1) // stride + 1)
       add(first, count, window, from)
       first = first + count * stride
     end
     local left = n - first + 1 -- the last window is a short one
-    if left > from then add(first, 1, left, from) end
+    if left > from and not o.full then add(first, 1, left, from) end
   end)
   return { perplexity = math.exp(total / tokens), loss = total / tokens, tokens = tokens, window = window, stride = stride,
     seconds = core.now() - begun }
+end
+
+--- Length generalisation: perplexity of the same tokens given more and more before them. Windows of length, 2 length, .. times *
+--- length tokens; of each only the last `length` tokens are counted (of the shortest, all but the first).
+---@param model table
+---@param ids any i32[n], n >= times * length
+---@param o table length (as trained), times (a power of 2), batch (default 8)
+---@return table[] rows {length, perplexity?, tokens?, why? (no perplexity: longer than the model's positions)}
+function M.lengths(model, ids, o)
+  local rows, longest, n = {}, o.length * o.times, ids:count()
+  if n < longest then
+    check.fail(2, ("lengths: %d times %d tokens are %d, the text has %d"):format(o.times, o.length, longest, n), { id = "usage" })
+  end
+  local window = o.length
+  while window <= longest do
+    local row = { length = window }
+    if model.positions and model.positions < window then
+      row.why = ("%d positions"):format(model.positions)
+    else
+      local batch = math.max(1, (o.batch or 8) * o.length // window)
+      local r = M.perplexity(model, ids:slice(1, longest - window + 1, n), { window = window, stride = o.length, batch = batch, full = true })
+      row.perplexity, row.tokens = r.perplexity, r.tokens
+    end
+    rows[#rows + 1], window = row, 2 * window
+  end
+  return rows
 end
 
 return M

@@ -34,7 +34,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   unsigned sum = 0;
   for (int64_t i = 0; i < ds->count; i++) {
     CabImage image;
-    if (ds->labels[i] < 0 || ds->labels[i] >= 10 || ds->kind->fetch(ds, i, NULL, &image) != CAB_OK) abort();
+    int warnings;
+    if (ds->labels[i] < 0 || ds->labels[i] >= 10 || ds->kind->fetch(ds, i, NULL, &warnings, &image) != CAB_OK) abort();
     for (int p = 0; p < image.width * image.height * image.channels; p++) sum += image.pixels[p];
   }
   volatile unsigned used = sum;
