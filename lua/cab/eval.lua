@@ -129,6 +129,7 @@ function M.job(job, stage)
     local fits = M.fits(job, stage)
     if next(fits) then row.r2 = fits end
   end
+  row.layer_map = job.pairs and job.pairs:mixture() -- of a learned one
   return row
 end
 
@@ -140,6 +141,15 @@ function M.words(row)
   if row.top5 then parts[#parts + 1] = ("top5 %.2f"):format(row.top5) end
   if row.loss then parts[#parts + 1] = ("loss %.4f"):format(row.loss) end
   if row.average then parts[#parts + 1] = "average " .. M.words(row.average)[1] end
+  if row.layer_map then -- each student layer's largest share
+    local chosen = {}
+    for i, shares in ipairs(row.layer_map) do
+      local best = 1
+      for t, share in ipairs(shares) do if share > shares[best] then best = t end end
+      chosen[i] = ("%d>%d %.2f"):format(i, best, shares[best])
+    end
+    parts[#parts + 1] = "layer map " .. table.concat(chosen, ", ")
+  end
   for name, r2 in pairs(row.r2 or {}) do parts[#parts + 1] = ("%s R2 %.3f"):format(name, r2) end
   return parts
 end

@@ -158,26 +158,62 @@ function M.build(r)
   for _, s in ipairs(self.stages) do
     s.student_taps = taps.wanted(s.list, "student", self.student)
     s.teacher_taps = self.teacher and taps.wanted(s.list, "teacher", self.teacher)
-    for _, strategy in ipairs(s.list) do self.measures = self.measures or strategy:measures() end
+    for _, strategy in ipairs(s.list) do
+      for _, name in ipairs(strategy:measures() and strategy.needs.teacher or {}) do
+        self.measures = self.measures or {}
+        self.measures[name] = true
+      end
+    end
   end
   add_parameters(self, self.student:parameters(), true)
   for _, made in ipairs(self.strategies) do add_parameters(self, made.strategy:parameters(), false) end
+  if self.pairs then add_parameters(self, self.pairs:parameters(), false) end
   plan(self)
   return self
 end
 
---- Mean and deviation of the teacher's targets, from up to 1000 shuffled training images (all classes are among them) or 20000 tokens.
-function Job:measure()
-  if not self.measures then return end
+-- Calls f(next batch) over up to `images` shuffled training images (all classes are among them) or 20000 tokens.
+local function sample(self, images, f)
   local most = self.text and math.max(1, 5000 // self.data.length) or self.data.size > 64 and 20 or 100
-  local batch = math.min(most, self.data.count.train) -- q and k of all layers are held in f64
+  local batch = math.min(most, images, self.data.count.train) -- taps of all layers are held, in f64
   local loader = self.data:loader("train", { batch = batch, seed = self.recipe.seed, epoch = 1 << 30 })
-  local left = self.text and 4 or math.min(1000, self.data.count.train) // batch
-  self.pairs:measure(self.teacher, function()
+  local left = self.text and 4 or math.min(images, self.data.count.train) // batch
+  f(function()
     left = left - 1
     if left >= 0 then return loader:next() end
   end)
   loader:close()
+end
+
+--- Before the first step: the layer map, where it is searched, and mean and deviation of the teacher's targets, of 1000 images.
+function Job:measure()
+  if self.pairs and self.pairs.map_name == "search" then
+    sample(self, self.pairs.map_options.images, function(batches) self.pairs:search(batches) end)
+    local list = {}
+    for i, t in ipairs(self.pairs.map) do list[i] = i .. ">" .. t end
+    self.notes[#self.notes + 1] = "layer map found: " .. table.concat(list, " ")
+  end
+  if not self.measures then return end
+  sample(self, 1000, function(batches) self.pairs:measure(self.teacher, batches, self.measures) end)
+end
+
+--- Before the first step of a stage: strategies that write weights do so now; averages begin anew from what they wrote.
+---@param stage table
+---@return string[] what the run should say
+function Job:begin(stage)
+  local said = {}
+  for _, term in ipairs(stage.terms) do
+    local text = term.strategy:begin(self.pairs)
+    if text then said[#said + 1] = text end
+  end
+  if #said > 0 then
+    core.no_grad(function()
+      for _, p in ipairs(self.params) do
+        if p.average then p.average:copy(p.tensor) end
+      end
+    end)
+  end
+  return said
 end
 
 ---@param step integer

@@ -14,8 +14,16 @@ local function is(value, class)
   return type(value) == "table" and rawget(value, "__class") == class
 end
 
+-- True if the module has this very part already: what is assigned twice is registered once.
+local function has(m, part)
+  for _, item in ipairs(rawget(m, "__items")) do
+    if item.value == part then return true end
+  end
+  return false
+end
+
 function Module.__newindex(m, key, value)
-  if is(value, Param) or is(value, Module) then
+  if (is(value, Param) or is(value, Module)) and not has(m, value) then
     table.insert(rawget(m, "__items"), { name = tostring(key), value = value })
     if is(value, Param) then return end -- its tensor is set by init
   end
@@ -243,19 +251,20 @@ function nn.group(kind, parts, ...)
   return m
 end
 
---- `depth` linears with SiLU between: names 0, 2, 4, ... (the odd places are the activations). depth 1: one linear.
-function nn.mlp(inputs, hidden, outputs, depth)
-  depth = depth or 2
+--- `depth` linears with an activation (an op, "silu") between: names 0, 2, 4, ... (the odd places are the activations). depth 1:
+--- one linear.
+function nn.mlp(inputs, hidden, outputs, depth, activation)
+  depth, activation = depth or 2, activation or "silu"
   if math.type(depth) ~= "integer" or depth < 1 then options.fail(2, "mlp-depth", "nn.mlp: depth is at least 1") end
   local m = nn.module("mlp", {
     forward = function(self, x)
       for i, layer in ipairs(self.layers) do
-        x = layer(i > 1 and op.silu(x) or x)
+        x = layer(i > 1 and op[self.activation](x) or x)
       end
       return x
     end,
   })
-  m.layers = {}
+  m.layers, m.activation = {}, activation
   for i = 1, depth do
     local layer = nn.linear(i == 1 and inputs or hidden, i == depth and outputs or hidden)
     m[tostring(2 * (i - 1))] = layer
@@ -265,7 +274,8 @@ function nn.mlp(inputs, hidden, outputs, depth)
 end
 
 --- `count` modules made by make(i), list[1] .. list[count], named 0 .. count-1. With `count` a `pairs`: one for each
---- (layer, direction), named LIST.LAYER forward and LIST_b.LAYER backward, as in published bridges.
+--- (layer, direction), named LIST.LAYER forward and LIST_b.LAYER backward, as in published bridges. make may return a module again:
+--- it is registered once.
 ---@param count integer|table
 ---@param make fun(i: integer): cab.Module
 function nn.list(count, make)
@@ -276,9 +286,11 @@ function nn.list(count, make)
     local child = make(i)
     rawset(m, i, child)
     local entry = names and names[i]
-    table.insert(rawget(m, "__items"), {
-      name = entry and tostring(entry.layer - 1) or tostring(i - 1), value = child, suffix = entry and entry.suffix,
-    })
+    if not has(m, child) then
+      table.insert(rawget(m, "__items"), {
+        name = entry and tostring(entry.layer - 1) or tostring(i - 1), value = child, suffix = entry and entry.suffix,
+      })
+    end
   end
   return m
 end

@@ -3,6 +3,9 @@
 --- place of the class token: teacher first, student anywhere. Sequences of ids have none, which is as if it were first in both.
 local core = require "cab.core"
 local options = require "cab.options"
+local layers = require "cab.layers"
+local maps = require "cab.maps"
+local nn = require "cab.nn"
 local op = core.ops
 
 local M = {}
@@ -10,56 +13,8 @@ local Pairs = { __name = "cab.pairs" }
 Pairs.__index = Pairs
 local EPSILON = 1e-6 -- added to deviations: a feature that never moves stays finite
 
--- Each returns teacher layer (1-based) by student layer, false where a student layer has none. L student, T teacher.
-local maps = {}
-function maps.proportional(L, T)
-  local list = {}
-  for i = 1, L do list[i] = (i - 1) * T // L + 1 end
-  return list
-end
-function maps.one_to_one(L, T)
-  if L ~= T then
-    options.fail(2, "pairs-depth", ("pairs 'one_to_one': the student has %d layers, the teacher %d"):format(L, T))
-  end
-  return maps.proportional(L, T)
-end
-function maps.last(L, T, o)
-  local k = o.k or math.min(L, T)
-  if math.type(k) ~= "integer" or k < 1 or k > math.min(L, T) then
-    options.fail(2, "pairs-last", ("pairs 'last': k is %s, expected 1 to %d"):format(tostring(k), math.min(L, T)))
-  end
-  local list = {}
-  for i = 1, L do list[i] = i > L - k and T - L + i end
-  return list
-end
-function maps.manual(L, T, o)
-  local list = table.move(o, 2, #o, 1, {})
-  if #list ~= L then
-    options.fail(2, "pairs-manual", ("pairs 'manual': %d entries for %d student layers"):format(#list, L))
-  end
-  for i, t in ipairs(list) do
-    if t and (math.type(t) ~= "integer" or t < 1 or t > T) then
-      options.fail(2, "pairs-manual", ("pairs 'manual': entry %d is %s, expected false or 1 to %d"):format(i, tostring(t), T))
-    end
-  end
-  return list
-end
-
---- Teacher layers by student layer. `map` is a name or {name, ...}: "proportional" (floor(l T / L)), "one_to_one",
---- {"last", k=4} (the last k of each), {"manual", 1, 1, false, 2}.
----@param map string|table
----@param L integer student layers
----@param T integer teacher layers
-function M.layers(map, L, T)
-  local o = type(map) == "table" and map or { map or "proportional" }
-  local name = options.choice(o[1], { "last", "manual", "one_to_one", "proportional" }, "layer map")
-  for key in pairs(o) do
-    if type(key) == "string" and not (name == "last" and key == "k") then
-      options.unknown(("option of layer map '%s'"):format(name), key, name == "last" and { "k" } or {})
-    end
-  end
-  return maps[name](L, T, o)
-end
+--- Teacher layers by student layer: cab.layers.list.
+M.layers = layers.list
 
 -- x with the class token of position 1 along `dim` moved to `position` (a list for several class tokens). The token after it
 -- of a distilled teacher has no counterpart in a student: it is left out.
@@ -81,10 +36,16 @@ local function place(x, dim, positions, tokens, distilled)
 end
 
 -- dims that count tokens
-local TOKEN_DIMS = { q = { 2 }, k = { 2 }, v = { 2 }, hidden = { 2 }, attention = { 3, 4 }, logits = {} }
+local TOKEN_DIMS = { q = { 2 }, k = { 2 }, v = { 2 }, hidden = { 2 }, input = { 2 }, attention = { 3, 4 }, logits = {} }
 
 local function missing(side, name, have)
   options.unknown(("tap of the %s's that this strategy needs:"):format(side), name, options.names(have), 1)
+end
+
+-- x in the student's token order.
+local function placed(owner, name, x)
+  for _, dim in ipairs(TOKEN_DIMS[name]) do x = place(x, dim, owner.class_positions, owner.tokens, owner.distilled) end
+  return x
 end
 
 -- The teacher's taps of that name in the open step.
@@ -99,11 +60,7 @@ function Teacher.__index(t, name)
   if Teacher[name] then return Teacher[name] end
   local list = tap(t, name)
   if name == "logits" then return list end
-  return t.owner:memo(name .. t.layer, function()
-    local x = list[t.layer]
-    for _, dim in ipairs(TOKEN_DIMS[name]) do x = place(x, dim, t.owner.class_positions, t.owner.tokens, t.owner.distilled) end
-    return x
-  end)
+  return t.owner:memo(name .. t.layer, function() return placed(t.owner, name, list[t.layer]) end)
 end
 
 local NONE = {}
@@ -115,30 +72,61 @@ local function statistics(t, name, map)
     "pairs: the map 'standard' needs statistics: call pairs:measure(teacher, batches)")
 end
 
-local function mapped(t, name, fn, map)
-  return t.owner:memo(name .. t.layer .. "/" .. map, function()
-    local s = statistics(t, name, map)
-    return fn(t[name], s.mean, s.deviation, { map = map })
+--- What stands in the place of the teacher's tap where a study asks whether the tap matters.
+M.controls = { "none", "other_image", "random" }
+
+-- The raw tap under a control: of the next image of the batch, or fixed random numbers by layer, token and feature.
+local function controlled(t, name, control)
+  local x = tap(t, name)[t.layer]:detach()
+  local owner, key = t.owner, name .. "." .. t.layer
+  if control == "random" then
+    local fixed = owner.random[key] or options.fail(1, "pairs-control", "pairs: call pairs:randomise(name) in build for the control 'random'")
+    return owner:memo(key .. "~random", function() return fixed:expand(x:shape()):clone() end)
+  elseif control == "other_image" then
+    local b = x:size(1)
+    if b < 2 then options.fail(2, "pairs-control", "the control 'other_image' needs batches of two images at least") end
+    return owner:memo(key .. "~other", function() return core.concat({ x:slice(1, 2, b), x:slice(1, 1, 1) }, 1) end)
+  end
+  return x
+end
+
+--- The teacher's tap [b,l,D] under a kernel map of cab.maps and a control of M.controls, in the student's token order; computed
+--- once a step, without gradient. "learned": the features of pairs:features.
+---@param name "k"|"q"|"v"|"hidden"
+---@param map string
+---@param control? string
+---@return cab.Tensor
+function Teacher:mapped(name, map, control)
+  control = control or "none"
+  return self.owner:memo(("%s%d/%s/%s"):format(name, self.layer, map, control), function()
+    local x = controlled(self, name, control)
+    if control == "random" then return placed(self.owner, name, x) end
+    if map == "learned" and self.owner.feature_maps then x = self.owner.feature_maps:of(self.layer, name, x)
+    else x = maps.apply(map, x, name, statistics(self, name, map)) end
+    return placed(self.owner, name, x)
   end)
 end
 
---- The teacher's keys [b,l,D], kernel-mapped, in the student's token order; computed once per step, without gradient.
----@param map "none"|"softmax"|"relu"|"exp"|"standard"
-function Teacher:keys(map) return mapped(self, "k", op.map_keys, map) end
+--- The teacher's keys [b,l,D], kernel-mapped, in the student's token order.
+function Teacher:keys(map) return self:mapped("k", map) end
 --- The same for queries.
-function Teacher:queries(map) return mapped(self, "q", op.map_queries, map) end
+function Teacher:queries(map) return self:mapped("q", map) end
 
 --- The same targets as strategy:bridge takes them. Where op.bridge can, it maps and reorders them as it reads: `tap` is
 --- the teacher's own, `first` and `second` say where the student has its class tokens. `mapped()` is the tensor of above.
----@param name "k"|"q"
+---@param name "k"|"q"|"v"|"hidden"
+---@param map string
+---@param control? string
 ---@return {tap: cab.Tensor, map: string, mean?: cab.Tensor, deviation?: cab.Tensor, first: integer, second: integer, mapped: fun(): cab.Tensor}
-function Teacher:target(name, map)
-  local function whole() return name == "k" and self:keys(map) or self:queries(map) end
+function Teacher:target(name, map, control)
+  control = control or "none"
+  local function whole() return self:mapped(name, map, control) end
   local at = self.owner.class_positions
-  if map == "softmax" or #at > 2 then return { tap = whole(), map = "none", first = 1, second = 0, mapped = whole } end
+  if not maps.fused[map] or #at > 2 then return { tap = whole(), map = "none", first = 1, second = 0, mapped = whole } end
+  if control == "random" then map = "none" end
   local s = statistics(self, name, map)
   return {
-    tap = tap(self, name)[self.layer]:detach(), map = map, mean = s.mean, deviation = s.deviation,
+    tap = controlled(self, name, control), map = map, mean = s.mean, deviation = s.deviation,
     first = at[1] or 0, second = at[2] or 0, mapped = whole,
   }
 end
@@ -146,20 +134,44 @@ end
 -- s: the student's side of one entry: this layer's taps, in this direction.
 local Student = {}
 function Student.__index(s, name)
+  if Student[name] then return Student[name] end
   local now = s.owner.now or options.fail(1, "pairs-step", "pairs: no step is open; call pairs:step(student_taps, teacher_taps)")
   local list = now.student[s.owner.directional[name] and name .. s.suffix or name] or missing("student", name, now.student)
   if name == "logits" then return list end
   return list[s.layer]
 end
 
+--- True if this entry has the tap: those without a scan direction stand in the first of a layer's entries alone.
+function Student:has(name) return self.suffix == "" or self.owner.directional[name] == true end
+
+-- The softmax over teacher layers of {"learned", ...}: a parameter [L,T], the layers that each student layer may choose, and
+-- the temperature, which falls over the run.
+local function mixture(p, o, L, T)
+  local m = nn.module("layer_map", {})
+  m.weight = nn.param({ L, T }, nn.constant(0), false)
+  local mask = {}
+  for i = 1, L do
+    mask[i] = {}
+    for t = 1, T do mask[i][t] = o.near > 0 and math.abs(t - p.map[i]) > o.near and -1e30 or 0.0 end
+  end
+  m:init { dtype = p.dtype, device = p.device }
+  return { module = m, mask = core.tensor(mask, p.dtype, p.device), temperature = core.full({ 1 }, o.temperature, p.dtype, p.device), options = o,
+    from = function(i) return o.near > 0 and math.max(1, p.map[i] - o.near) or 1 end,
+    to = function(i) return o.near > 0 and math.min(T, p.map[i] + o.near) or T end }
+end
+
 --- @param o {student: table, teacher: table, map?: string|table}
 function M.new(o)
   local student, teacher = o.student, o.teacher
+  local first = teacher:parameters()[1].tensor
   local p = setmetatable({
     directional = student.taps.directional, class_positions = student.class_positions or { 1 }, tokens = student.tokens, distilled = teacher.distilled,
-    state = student.state_size, width = student.width, dim = teacher.width, heads = teacher.heads, stats = {}, layers = 0,
-    map = M.layers(o.map, student.depth, teacher.depth), now = nil,
+    state = student.state_size, width = student.width, dim = teacher.width, heads = teacher.heads, stats = {}, layers = 0, random = {},
+    student = student, teacher = teacher, dtype = teacher.dtype, device = first:device(),
+    map = layers.list(o.map, student.depth, teacher.depth), now = nil,
   }, Pairs)
+  p.map_name, p.map_options = layers.parse(o.map)
+  if p.map_name == "learned" then p.mix = mixture(p, p.map_options, student.depth, teacher.depth) end
   for layer = 1, student.depth do
     if p.map[layer] and not (student.attention and student.attention[layer]) then -- a hybrid's own attention has no B, C
       p.layers = p.layers + 1
@@ -175,9 +187,17 @@ function M.new(o)
   return p
 end
 
---- Opens a step: the taps of both models for one batch. Forgets the targets of the last one.
-function Pairs:step(student_taps, teacher_taps)
-  self.now = { student = student_taps or {}, teacher = teacher_taps or {}, cache = {} }
+--- Width of a student's tap. @param name "B"|"C"|"x"|"z"|"hidden"
+---@return integer
+function Pairs:size(name)
+  local sizes = self.student.tap_size
+  return sizes[name] or options.unknown(("tap of the student (%s) with a width:"):format(self.student.kind), name, options.names(sizes))
+end
+
+--- Opens a step: the taps of both models for one batch. Forgets the targets of the last one. about: what else the models were
+--- told of the batch (segment i32[b,l] of packed rows).
+function Pairs:step(student_taps, teacher_taps, about)
+  self.now = { student = student_taps or {}, teacher = teacher_taps or {}, cache = {}, about = about }
 end
 
 -- fn() once a step, without gradient.
@@ -189,6 +209,7 @@ end
 
 --- for i, s, t in pairs:each(): every (student layer, direction), i counting from 1; s.B, s.C, ... and t.k, t.q, t:keys(map).
 function Pairs:each()
+  if self.mix then options.fail(2, "pairs-learned", "the layer map 'learned' is for strategies that sum by pairs:mean") end
   local function step(_, i)
     local entry = self[i + 1]
     if entry then return i + 1, entry.s, entry.t end
@@ -196,42 +217,100 @@ function Pairs:each()
   return step, nil, 0
 end
 
+--- Mean over student layers of the sum over their directions of fn(i, s, t), a scalar tensor or nil; i, s, t as of pairs:each.
+--- Under the layer map "learned", fn sees every teacher layer that the student layer may choose, and the softmax mixes.
+---@param fn fun(i: integer, s: table, t: table): cab.Tensor|nil
+---@return cab.Tensor
+function Pairs:mean(fn)
+  local sum, mix = nil, self.mix
+  local weights = mix and op.softmax((mix.module.weight + mix.mask) / mix.temperature)
+  for i, entry in ipairs(self) do
+    local value
+    if not mix then
+      value = fn(i, entry.s, entry.t)
+    else
+      local from, to, parts = mix.from(entry.layer), mix.to(entry.layer), {}
+      for t = from, to do
+        local part = fn(i, entry.s, setmetatable({ owner = self, layer = t }, Teacher))
+        if part then parts[#parts + 1] = part:reshape(1) end
+      end
+      local w = weights:slice(1, entry.layer, entry.layer):slice(2, from, to):reshape(to - from + 1)
+      if #parts > 0 then value = op.sum(w * core.concat(parts, 1)) end
+    end
+    if value then sum = sum and sum + value or value end
+  end
+  return (sum or options.fail(2, "pairs-empty", "no student layer has a teacher layer to learn from")) / self.layers
+end
+
+--- Parameters of the layer map, of none but "learned".
+function Pairs:parameters() return self.mix and self.mix.module:parameters("layer_map.") or {} end
+
+--- Sharpens a learned layer map: `share` of the run is over, 0 .. 1.
+function Pairs:anneal(share)
+  if not self.mix then return end
+  local o = self.mix.options
+  self.mix.temperature:fill(o.temperature * (o.final / o.temperature) ^ share)
+end
+
+--- The softmax of a learned layer map, [L][T] numbers; of others, nil.
+---@return number[][]|nil
+function Pairs:mixture()
+  local mix = self.mix
+  return mix and core.no_grad(function() return op.softmax((mix.module.weight + mix.mask) / mix.temperature):to("cpu"):totable() end)
+end
+
+--- Draws the fixed targets of the control "random" for a tap of the teacher, N(0, 1) by layer, token and feature.
+---@param name string
+function Pairs:randomise(name)
+  if not self.tokens then options.fail(2, "pairs-control", "the control 'random' is for images: rows of text differ in length") end
+  local count = self.teacher.tokens
+  for t = 1, self.teacher.depth do
+    local key = name .. "." .. t
+    self.random[key] = core.normal({ 1, count, self.dim }, 0, 1, 0, "random." .. key, self.dtype):to(self.device)
+  end
+end
+
 -- Sum over all but the last dim in f64: [b,l,D] -> [D].
 local function feature_sum(x) return op.sum(op.sum(x, { dim = 1 }), { dim = 1 }) end
 
---- Mean and deviation of the teacher's q and k, for each layer in use and feature, over all tokens of all images: give
---- images of every class.
+--- Mean and deviation of the teacher's taps, for each layer in use and feature, over all tokens of all images: give images of
+--- every class.
 ---@param teacher table
 ---@param batches table|function list of images [b,C,H,W] or ids i32[b,l] (from a function, with segment i32[b,l]), or a function returning the next batch or nil
-function Pairs:measure(teacher, batches)
+---@param names? table<string, true> default: q and k
+function Pairs:measure(teacher, batches, names)
+  names = names or { q = true, k = true }
   local i = 0
   local next_batch = type(batches) == "function" and batches or function() i = i + 1 return batches[i] end
   local count, sums, used = 0, {}, {}
-  for _, entry in ipairs(self) do used[entry.teacher] = true end
+  for _, entry in ipairs(self) do
+    for t = self.mix and self.mix.from(entry.layer) or entry.teacher, self.mix and self.mix.to(entry.layer) or entry.teacher do used[t] = true end
+  end
   core.no_grad(function()
     for images, segment in next_batch do
       local scope <close> = core.scope()
-      local _, t = (teacher.body or teacher.forward)(teacher, images, { q = true, k = true }, { segment = segment })
-      count = count + images:size(1) * t.q[1]:size(2)
+      local _, t = (teacher.body or teacher.forward)(teacher, images, names, { segment = segment })
       for layer in pairs(used) do
-        for _, name in ipairs { "q", "k" } do
+        for name in pairs(names) do
           local x, key = t[name][layer]:to("f64"), name .. "." .. layer
           local sum, square = feature_sum(x), feature_sum(op.square(x))
           local s = sums[key]
           if s then
             s.sum:add_(sum)
             s.square:add_(square)
+            s.count = s.count + x:size(1) * x:size(2)
           else
-            sums[key] = { sum = sum, square = square }
+            sums[key] = { sum = sum, square = square, count = x:size(1) * x:size(2) }
             scope:keep(sum, square)
           end
         end
       end
+      count = count + 1
     end
     if count == 0 then options.fail(1, "pairs-statistics", "pairs:measure: no batch given") end
     for key, s in pairs(sums) do
-      local mean = s.sum / count
-      local variance = op.relu(s.square / count - op.square(mean)) -- rounding may leave it just below 0
+      local mean = s.sum / s.count
+      local variance = op.relu(s.square / s.count - op.square(mean)) -- rounding may leave it just below 0
       local dtype = teacher.dtype
       self.stats[key] = { mean = mean:to(dtype), deviation = (op.sqrt(variance) + EPSILON):to(dtype) }
     end
@@ -239,19 +318,87 @@ function Pairs:measure(teacher, batches)
   return self
 end
 
---- What a checkpoint must hold: "pairs.k.1.mean" -> tensor.
+--- What a checkpoint must hold: "pairs.k.1.mean" -> tensor; of a searched layer map, "pairs.map".
 function Pairs:statistics()
   local out = {}
   for key, s in pairs(self.stats) do
     out["pairs." .. key .. ".mean"], out["pairs." .. key .. ".deviation"] = s.mean, s.deviation
   end
+  if self.map_name == "search" then out["pairs.map"] = core.tensor(self.map, "i32") end
   return out
+end
+
+--- Another layer map than the one begun with. @param list integer[] teacher layer by student layer
+function Pairs:remap(list)
+  self.map = list
+  for _, entry in ipairs(self) do entry.teacher, entry.t.layer = list[entry.layer], list[entry.layer] end
+end
+
+-- What is compared of a layer: hidden states for "cka"; for "ridge", a student's B and C of all directions with the teacher's k and q.
+local COMPARED = { cka = { student = { "hidden" }, teacher = { "hidden" } }, ridge = { student = { "B", "C" }, teacher = { "k", "q" } } }
+
+-- By layer, the taps `names` side by side, all directions of them.
+local function joined(p, taps, names, depth, suffixes, place_tokens)
+  local list = {}
+  for layer = 1, depth do
+    local parts = {}
+    for _, name in ipairs(names) do
+      for _, suffix in ipairs(p.directional[name] and suffixes or { "" }) do
+        local x = taps[name .. suffix][layer]
+        parts[#parts + 1] = place_tokens and placed(p, name, x) or x
+      end
+    end
+    list[layer] = #parts > 1 and core.concat(parts, 3) or parts[1]
+  end
+  return list
+end
+
+--- How similar each student layer is to each teacher layer on these batches: [L][T] numbers, 0 .. 1. by: "cka" of hidden states, or
+--- "ridge", the R2 of the best linear bridge from B, C onto k, q (the probe: what no trained linear bridge exceeds there).
+---@param batches function returning the next batch (of text, with its segments) or nil
+---@param by "cka"|"ridge"
+---@return number[][]
+function Pairs:similarity(batches, by)
+  local names, moments = COMPARED[options.choice(by, options.names(COMPARED), "similarity")], require "cab.similarity".moments()
+  local function taps(model, wanted, batch, segment)
+    local set = require "cab.taps".set(wanted, model.taps, model.kind)
+    return (select(2, (model.body or model.forward)(model, batch, set, { segment = segment })))
+  end
+  local directions = self.student.directions or { "" }
+  core.no_grad(function()
+    for batch, segment in batches do
+      local scope <close> = core.scope()
+      local kept = { moments.n }
+      moments:add(joined(self, taps(self.student, names.student, batch, segment), names.student, self.student.depth, directions),
+        joined(self, taps(self.teacher, names.teacher, batch, segment), names.teacher, self.teacher.depth, { "" }, true))
+      for _, list in ipairs { moments.x, moments.y, moments.xx, moments.yy, moments.xy } do
+        for _, t in pairs(list) do kept[#kept + 1] = t end
+      end
+      scope:keep(table.unpack(kept, 2))
+    end
+  end)
+  if moments.n == 0 then options.fail(1, "pairs-statistics", "pairs:similarity: no batch given") end
+  local score = {}
+  for i = 1, self.student.depth do
+    score[i] = {}
+    for t = 1, self.teacher.depth do score[i][t] = moments[by](moments, i, t) end
+  end
+  return score
+end
+
+--- Replaces the map by the most similar layers: {"search", by=, monotone=}. @param batches function as of similarity
+---@return number[][] the similarities
+function Pairs:search(batches)
+  local score = self:similarity(batches, self.map_options.by)
+  self:remap(layers.best(score, self.map_options.monotone))
+  return score
 end
 
 --- Takes the statistics back from a table of tensors (other names are left alone).
 function Pairs:restore(tensors)
+  if self.map_name == "search" and tensors["pairs.map"] then self:remap(tensors["pairs.map"]:to("cpu"):totable()) end
   for name, t in pairs(tensors) do
-    local key, field = name:match("^pairs%.([qk]%.%d+)%.(%a+)$")
+    local key, field = name:match("^pairs%.(%a+%.%d+)%.(%a+)$")
     if key then
       self.stats[key] = self.stats[key] or {}
       self.stats[key][field] = t

@@ -13,12 +13,18 @@ local Instance = {}
 
 function Instance.build() end
 
+--- Called before the first step of a stage that has the strategy, when a run begins it anew: the place to write weights. Returns
+--- what the run should say, if anything.
+---@return string|nil
+function Instance.begin() end
+
 --- Builds and initialises the parameters. @param o? {seed?: integer, dtype?: string, prefix?: string, device?: string}
 function Instance:prepare(pairs, o)
   o = o or {}
   rawset(self, "prefix", o.prefix or "aligner.")
   self:build(pairs)
   self.module:init { seed = o.seed, dtype = o.dtype, prefix = self.prefix, device = o.device }
+  if self.given.frozen == true then self.module:freeze() end -- the option `frozen`: parameters stay as drawn
   return self
 end
 
@@ -52,11 +58,15 @@ function Instance:fit(prediction, target)
   return mse
 end
 
--- What op.bridge can lift: an nn.mlp of two layers.
-local function two_layers(lift) return tostring(lift) == "nn.mlp" and #lift.layers == 2 end
+-- What op.bridge can lift: an nn.mlp of two layers with SiLU between.
+local function two_layers(lift) return tostring(lift) == "nn.mlp" and #lift.layers == 2 and lift.activation == "silu" end
 
--- True where one call of op.bridge can take both targets.
-local function alike(a, b) return a.map == b.map and a.first == b.first and a.second == b.second end
+-- True where one call of op.bridge can take both {lift, x, target}.
+local function alike(a, b)
+  local s, t = a[3], b[3]
+  return two_layers(a[1]) and two_layers(b[1]) and a[2]:size(3) == b[2]:size(3) and s.map == t.map and s.first == t.first and s.second == t.second
+    and s.tap:size(3) == t.tap:size(3) and a[1].layers[1].weight:size(1) == b[1].layers[1].weight:size(1)
+end
 
 -- Adds the tap of one {lift, x, target} to the arguments of op.bridge, as B onto k or C onto q.
 local function bridge_tap(args, name, onto, lift, x, target)
@@ -66,17 +76,18 @@ local function bridge_tap(args, name, onto, lift, x, target)
   args[onto], args[onto .. "_mean"], args[onto .. "_deviation"] = target.tap, target.mean, target.deviation
 end
 
---- fit(lift(x), target) of one {lift, x, target} or the sum over two, with targets from t:target(name, map). One op that
---- stores neither predictions nor targets where both lifts are an nn.mlp of depth 2.
----@param a {[1]: cab.Module, [2]: cab.Tensor, [3]: table}
+--- fit(lift(x), target) of one {lift, x, target} or the sum over several, with targets from t:target(name, map); nil of none. One
+--- op that stores neither predictions nor targets where the lifts of two are an nn.mlp of depth 2.
+---@param a? {[1]: cab.Module, [2]: cab.Tensor, [3]: table}
 ---@param b? {[1]: cab.Module, [2]: cab.Tensor, [3]: table}
----@return cab.Tensor
-function Instance:bridge(a, b)
-  local target = a[3]
-  if b and not (two_layers(b[1]) and alike(target, b[3])) then return self:bridge(a) + self:bridge(b) end
-  if not two_layers(a[1]) then
-    local sum = self:fit(a[1](a[2]), target.mapped())
-    return b and sum + self:bridge(b) or sum
+---@return cab.Tensor|nil
+function Instance:bridge(a, b, ...)
+  if not a then return nil end
+  if b and (... or not alike(a, b)) then return self:bridge(a) + self:bridge(b, ...) end
+  local lift, x, target = table.unpack(a)
+  if not two_layers(lift) then
+    local whole = target.mapped()
+    return self:fit(tostring(lift) == "nn.ridge" and lift:solve(x, whole) or lift(x), whole)
   end
   local args = { map = target.map, first = target.first, second = target.second }
   bridge_tap(args, "B", "k", table.unpack(a))
@@ -95,25 +106,33 @@ local function variance(target)
   return op.mse(x, features:expand(x:shape())):item()
 end
 
---- Of the last run: r2 = mean over fits of 1 - mse / var(target): 0 for the best constant, 1 for a perfect bridge.
---- Reads values back: not for every step.
----@return {r2?: number}
+--- Of the last run: r2 = mean over fits of 1 - mse / var(target): 0 for the best constant, 1 for a perfect bridge; each: of every
+--- fit, in the order of the loss. Reads values back: not for every step.
+---@return {r2?: number, each?: number[]}
 function Instance:metrics()
-  local fits, sum, seen = self.fits or {}, 0, {}
+  local fits, sum, seen, each = self.fits or {}, 0, {}, {}
   if #fits == 0 then return {} end
   core.no_grad(function()
-    for _, f in ipairs(fits) do
+    for i, f in ipairs(fits) do
       local target = f.target()
       seen[target] = seen[target] or variance(target)
-      sum = sum + 1 - f.mse() / math.max(seen[target], 1e-30)
+      each[i] = 1 - f.mse() / math.max(seen[target], 1e-30)
+      sum = sum + each[i]
     end
   end)
-  return { r2 = sum / #fits }
+  return { r2 = sum / #fits, each = each }
 end
 
 local function instance(class, given)
   local checked = check.options(class.options, given, ("strategy '%s'"):format(class.name or "?"))
-  local self = { class = class, needs = class.needs, given = checked, module = nn.module("strategy", {}) }
+  for key in pairs(checked) do
+    if Instance[key] or key == "class" or key == "module" or key == "given" or key == "needs" then
+      options.fail(1, "strategy-option", ("strategy '%s': an option cannot have the name '%s', which every strategy has"):format(class.name or "?", key))
+    end
+  end
+  local needs = class.needs
+  if type(needs) == "function" then needs = needs(checked) end
+  local self = { class = class, needs = needs, given = checked, module = nn.module("strategy", {}) }
   for k, v in pairs(checked) do self[k] = v end
   return setmetatable(self, {
     __name = "cab.strategy",
@@ -128,13 +147,14 @@ local function instance(class, given)
   })
 end
 
---- A new strategy: a table to which build(pairs) and loss(pairs, batch) are added. Options are defaults, or schema entries
---- of cab.check.
----@param o {needs?: {student?: string[], teacher?: string[]}, options?: table, name?: string}
+--- A new strategy: a table to which build(pairs) and loss(pairs, batch) are added, and begin(pairs). Options are defaults, or
+--- schema entries of cab.check; needs may be a function of the options given. about, source: for `help` and docs.
+---@param o {needs?: {student?: string[], teacher?: string[]}|function, options?: table, name?: string, about?: string, source?: string}
 function Strategy.define(o)
-  local fields = { needs = { "table", default = {} }, options = { "table", default = {} }, name = { "string" } }
+  local fields = { needs = { "table|function", default = {} }, options = { "table", default = {} }, name = { "string" }, about = { "string" },
+    source = { "string" } }
   o = check.options(fields, o, "cab.strategy")
-  check.options({ student = { "table" }, teacher = { "table" } }, o.needs, "cab.strategy.needs")
+  if type(o.needs) == "table" then check.options({ student = { "table" }, teacher = { "table" } }, o.needs, "cab.strategy.needs") end
   o.is_strategy = true
   return o
 end

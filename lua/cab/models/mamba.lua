@@ -108,6 +108,8 @@ local function kind(name, sizes, more, mixer, bridge_width)
   function M.new(o)
     local m, b = nn.module(name, language.class(LM)), nn.module("backbone", {})
     m.taps, m.depth, m.width, m.vocab, m.state_size = TAPS, o.depth, o.dim, o.vocab, bridge_width(o)
+    local E = o.dim * o.expand
+    m.groups, m.tap_size = o.groups or 1, { B = m.state_size, C = m.state_size, x = E, z = E, dt = o.head and E // o.head or E, hidden = o.dim }
     b.embedding = nn.embedding(language.padded(o.vocab, o.pad), o.dim)
     b.layers = nn.list(o.depth, function()
       return nn.group("layer", { mixer = mixer(o), norm = nn.rms_norm(o.dim) }, "mixer", "norm")

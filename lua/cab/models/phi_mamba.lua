@@ -100,6 +100,7 @@ function M.new(o)
   o.kind = M.kind
   local m, b, attention = nn.module("phi_mamba", language.class(PhiMamba)), nn.module("backbone", {}), kept(o)
   m.taps, m.depth, m.width, m.vocab, m.state_size, m.attention = TAPS, o.depth, o.dim, o.vocab, (o.groups or o.heads) * o.state, attention
+  m.groups, m.tap_size = o.groups or o.heads, { B = m.state_size, C = m.state_size, x = o.dim * o.expand, z = o.dim * o.expand, dt = o.heads, hidden = o.dim }
   b.embedding = nn.embedding(o.vocab, o.dim)
   b.layers = nn.list(o.depth, function(i)
     local L = nn.module("layer", {})

@@ -169,6 +169,7 @@ function M.new(o)
   local D = o.dim
   local m = nn.module("vim", Vim)
   m.taps, m.depth, m.width, m.directions, m.state_size = TAPS, o.depth, D, DIRECTIONS, o.state
+  m.tap_size = { B = o.state, C = o.state, dt = D * o.expand, x = D * o.expand, z = D * o.expand, hidden = D }
   m.side, m.stride, m.place_class = build.side(o), o.stride or o.patch, places[o.class_token]
   m.class_positions = m.place_class(m.side * m.side)
   m.tokens = m.side * m.side + #m.class_positions

@@ -84,6 +84,7 @@ function M.new(o)
   end
   local m = nn.module("vit", ViT)
   m.taps, m.depth, m.heads, m.width, m.directions = TAPS, o.depth, o.heads, D, { "" }
+  m.tap_size = { q = D, k = D, v = D, hidden = D }
   m.side = build.side(o)
   m.distilled, m.class_positions = o.distilled, o.distilled and { 1, 2 } or { 1 }
   m.tokens = m.side * m.side + #m.class_positions

@@ -1,22 +1,24 @@
---- Attention Bridge: a small MLP lifts Mamba's B, C onto the teacher's K, Q. Source: arXiv:2510.19266.
---- `detach` keeps the loss from the student, as the published code does: an ablation.
 local cab = require "cab"
-local nn = cab.nn
 local bridge = cab.strategy {
-  needs   = { teacher = { "q", "k" }, student = { "B", "C" } },
-  options = { hidden = 128, map = "standard", depth = 2, detach = false },
+  about = "Attention Bridge: a small module lifts Mamba's B, C onto the teacher's K, Q. `detach`: the loss never reaches the "
+    .. "student, as in the published code; `frozen`: a random bridge; both are ablations.",
+  source = "arXiv:2510.19266", needs = cab.bridges.needs, options = {
+    onto = { "table", default = { B = "k", C = "q" } }, control = { "string", default = "none", one_of = cab.pairs.controls },
+  },
 }
+for name, rule in pairs(cab.bridges.options) do bridge.options[name] = rule end
+
 function bridge:build(pairs)
-  local function lift() return nn.mlp(pairs.state, self.hidden, pairs.dim, self.depth) end
-  self.proj_B, self.proj_C = nn.list(pairs, lift), nn.list(pairs, lift)
+  for _, tap in ipairs(self.needs.student) do
+    self["proj_" .. tap] = cab.bridges.list(pairs, tap, self)
+    if self.control == "random" then pairs:randomise(self.onto[tap]) end
+  end
+  if self.map == "learned" then pairs:features(self) end
 end
 function bridge:loss(pairs)
-  local sum = 0
-  for i, s, t in pairs:each() do
-    local B, C = s.B, s.C
-    if self.detach then B, C = B:detach(), C:detach() end
-    sum = sum + self:bridge({ self.proj_B[i], B, t:target("k", self.map) }, { self.proj_C[i], C, t:target("q", self.map) })
-  end
-  return sum / pairs.layers
+  local loss = pairs:mean(function(i, s, t) -- t in the token order of student entry i
+    return self:bridge(table.unpack(cab.bridges.edges(self, i, s, t)))
+  end)
+  return self.map == "learned" and loss + self.features:loss(pairs) or loss
 end
 return bridge
