@@ -156,7 +156,7 @@ return cab.compare {
   it("has help, doctor and a prompt that errors do not end", function()
     local code, text = cab("--help")
     assert.are.equal(0, code)
-    assert.matches("examples:", text)
+    assert.matches("^Example: cab run", text)
     code, text = cab("doctor")
     assert.are.equal(0, code, text)
     assert.matches("openblas", text)

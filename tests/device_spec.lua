@@ -87,7 +87,7 @@ describe("a recipe's device and precision", function()
     assert.matches("on cpu, x86%-64%-v%d, f32", log_of(r))
     assert.matches("at most [%d.]+ MiB in tensors on cpu", log_of(r))
     assert.matches("waited for data [%d.]+ %%", log_of(r))
-    assert.matches("^cpu, ", core.json_decode(folder.read(r.path .. "/recipe.json")).device)
+    assert.matches("^cpu, ", folder.manifest(r.path).device)
   end)
 end)
 

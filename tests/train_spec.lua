@@ -69,7 +69,11 @@ describe("train", function()
     local saved = core.json_decode(read(r.path .. "/recipe.json"))
     assert.are.equal(0.05, saved.recipe.optim.weight_decay)
     assert.are.equal(0.02, saved.recipe.data.fraction)
-    assert.is_true(next(saved.data) ~= nil)
+    local manifest = folder.manifest(r.path)
+    assert.is_true(next(manifest.data) ~= nil)
+    assert.are.equal(core.hash "/proc/self/exe", manifest.program.xxh64)
+    assert.are.equal(0, manifest.seed)
+    assert.is_string(manifest.hardware.processor)
     local names = {}
     for name in lfs.dir(r.path .. "/checkpoints") do names[#names + 1] = name end
     table.sort(names)

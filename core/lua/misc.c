@@ -2,6 +2,7 @@
 #include "bind.h"
 
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -115,6 +116,14 @@ static int is_terminal(lua_State *L) {
   return 1;
 }
 
+/* core.columns() -> columns of the terminal at standard error or output, nil where there is none */
+static int columns(lua_State *L) {
+  struct winsize size;
+  for (int fd = 2; fd > 0; fd--)
+    if (ioctl(fd, TIOCGWINSZ, &size) == 0 && size.ws_col) return lua_pushinteger(L, size.ws_col), 1;
+  return lua_pushnil(L), 1;
+}
+
 /* core.escape(text) -> safe to print: control bytes and bad UTF-8 as \xHH, cut at 80 characters */
 static int escape(lua_State *L) {
   size_t length;
@@ -208,7 +217,7 @@ void bind_misc(lua_State *L) {
   static const luaL_Reg functions[] = {
       {"device", device_of}, {"device_available", device_available}, {"devices", devices}, {"precision", precision}, {"sync", sync_device},
       {"memory", memory},   {"reset_peak", reset_peak}, {"trim", trim},       {"threads", threads}, {"now", now},
-      {"isatty", is_terminal}, {"escape", escape},      {"nearest", nearest}, {"loadfile", load_file}, {NULL, NULL}};
+      {"isatty", is_terminal}, {"columns", columns}, {"escape", escape},      {"nearest", nearest}, {"loadfile", load_file}, {NULL, NULL}};
   luaL_setfuncs(L, functions, 0);
 #ifdef CAB_FAULTS
   lua_pushcfunction(L, fault), lua_setfield(L, -2, "fault");

@@ -3,6 +3,7 @@ local core = require "cab.core"
 local check = require "cab.check"
 local recipes = require "cab.recipe"
 local report = require "cab.report"
+local pictures = require "cab.pictures"
 local M = {}
 
 ---@class Comparison
@@ -78,11 +79,11 @@ local function attention(self, path)
       local loader = job.data:loader("test", { batch = self.pictures })
       images = loader:next()
       loader:close()
-      columns[1] = report.teacher_maps(job.teacher, images, job.pairs.map[depth])
+      columns[1] = pictures.teacher_maps(job.teacher, images, job.pairs.map[depth])
     end
-    columns[#columns + 1] = report.student_maps(job.student, images, depth)
+    columns[#columns + 1] = pictures.student_maps(job.student, images, depth)
   end
-  return report.mosaic(images, columns, path)
+  return pictures.mosaic(images, columns, path)
 end
 
 --- Trains all runs in OUT/NAME, prints the table, writes accuracy.png (of text, perplexity.png) and attention.png.
@@ -97,7 +98,8 @@ function Comparison:run(o)
     local path = root .. "/" .. run.name
     local old = o.resume and exists(path .. "/recipe.json")
     local ok, result = pcall(run.recipe.run, run.recipe,
-      { out = path, name = run.name, quiet = o.quiet, resume = old and o.resume or nil, stop_after = o.stop_after })
+      { out = path, name = run.name, quiet = o.quiet, chart = o.chart, resume = old and o.resume or nil, stop_after = o.stop_after,
+        source = o.source and { file = o.source.file, text = o.source.text, overrides = o.source.overrides, run = run.name } })
     if not ok then
       if check.code(result) == 75 then
         check.fail(75, ("%s of %s stopped; go on with --resume --out %s"):format(run.name, name, root), { id = "stopped" })
@@ -145,7 +147,7 @@ function Comparison:report(root, o)
   local list, of_text = {}, self.runs[1].result.perplexity ~= nil
   for i, run in ipairs(self.runs) do list[i] = { name = run.name, path = run.result.path } end
   local metric, what = of_text and "perplexity" or "accuracy", of_text and "perplexity of the test text" or "top-1 on the test images"
-  local curve, why = report.curves(list, ("%s/%s.png"):format(root, metric), { title = what, metric = of_text and metric or nil })
+  local curve, why = require "cab.charts".evaluations(list, ("%s/%s.png"):format(root, metric), what)
   say(curve and ("%s over steps: %s"):format(metric, curve) or "skipped: " .. why)
   if self.pictures > 0 and not of_text then
     local picture, reason = attention(self, root .. "/attention.png")

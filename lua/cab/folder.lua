@@ -1,4 +1,5 @@
---- A run folder: recipe.json, metrics.jsonl, log.txt, checkpoints/step-N.safetensors with a manifest each, best.safetensors.
+--- A run folder: recipe.json (resolved), source.lua (its file), manifest.json (what it ran on), metrics.jsonl (a function of the
+--- recipe), speed.jsonl (of the machine), log.txt, result.json, checkpoints/step-N.safetensors with a manifest each, best.safetensors.
 --- Every file appears whole or not at all; the newest whole checkpoint wins.
 local lfs = require "lfs"
 local core = require "cab.core"
@@ -53,8 +54,9 @@ function M.open(path, resume)
     check.fail(2, ("%s holds a run already: resume it with --resume, or give another --out"):format(path))
   end
   if resume and not exists(path .. "/recipe.json") then check.fail(2, ("nothing to resume in %s"):format(path)) end
+  local fresh = not exists(path)
   make_folder(path .. "/checkpoints")
-  local self = setmetatable({ path = path, lines = {} }, Folder)
+  local self = setmetatable({ path = path, fresh = fresh, lines = {}, speeds = {} }, Folder)
   self.lock = core.lock(path)
   return self
 end
@@ -62,7 +64,7 @@ end
 --- A run folder for reading only: no lock.
 ---@param path string
 ---@return Folder
-function M.view(path) return setmetatable({ path = path, lines = {} }, Folder) end
+function M.view(path) return setmetatable({ path = path, lines = {}, speeds = {} }, Folder) end
 
 --- The run folders at a path: itself, or those in it, by name.
 ---@param path string
@@ -97,15 +99,43 @@ local function read(path)
 end
 M.read = read
 
+--- What manifest.json of a run folder says; empty for a run that has none.
+---@param path string
+---@return table
+function M.manifest(path)
+  local at = path .. "/manifest.json"
+  if not exists(at) then return {} end
+  local m = check.decode(read(at))
+  if type(m) ~= "table" then check.fail(65, at .. ": no JSON object", { file = at, id = "manifest" }) end
+  return m
+end
+
 --- Appends a line to metrics.jsonl (kept in memory until `flush`).
 ---@param row table
 function Folder:metric(row) self.lines[#self.lines + 1] = core.json_encode(row) .. "\n" end
 
+--- The same for speed.jsonl.
+---@param row table
+function Folder:speed(row) self.speeds[#self.speeds + 1] = core.json_encode(row) .. "\n" end
+
 function Folder:flush()
-  if #self.lines == 0 then return end
-  local text = table.concat(self.lines)
-  self.lines = {}
-  core.append_file(self.path .. "/metrics.jsonl", text)
+  for name, key in pairs { metrics = "lines", speed = "speeds" } do
+    local list = self[key]
+    self[key] = {}
+    if #list > 0 then core.append_file(("%s/%s.jsonl"):format(self.path, name), table.concat(list)) end
+  end
+end
+
+--- Takes back what `open` made: of a run that never did a step.
+function Folder:remove()
+  self.lines, self.speeds = {}, {}
+  for _, name in ipairs { "recipe.json", "manifest.json", "source.lua", "log.txt", "metrics.jsonl", "speed.jsonl" } do os.remove(self.path .. "/" .. name) end
+  lfs.rmdir(self.path .. "/checkpoints")
+  self:close()
+  if self.fresh then
+    os.remove(self.path .. "/lock")
+    lfs.rmdir(self.path)
+  end
 end
 
 ---@param text string
@@ -135,10 +165,22 @@ function M.metrics(path)
   return rows, torn
 end
 
+-- speed.jsonl goes the way of the metrics; it is worth no fault.
+local function cut_speed(self, step)
+  local path, text = self.path .. "/speed.jsonl", {}
+  if not exists(path) then return end
+  for line in read(path):gmatch "[^\n]+\n" do
+    local row = check.decode(line)
+    if type(row) == "table" and (row.step or math.huge) <= step then text[#text + 1] = line end
+  end
+  core.write_file(path, table.concat(text))
+end
+
 --- Cuts metrics.jsonl to what happened up to a step.
 ---@param step integer
 ---@return table[] rows kept
 function Folder:cut(step)
+  cut_speed(self, step)
   local path = self.path .. "/metrics.jsonl"
   local rows, torn = M.metrics(path)
   local kept, text = {}, {}
@@ -238,6 +280,16 @@ function Folder:load(latest_good, warn)
     warn(("%s; trying an older checkpoint"):format(tostring(found)))
   end
   if first then error(first, 0) end
+end
+
+--- The checkpoint of one step, checked.
+---@param step integer
+---@return table tensors
+---@return table manifest
+function Folder:at(step)
+  local base = ("%s/checkpoints/step-%d"):format(self.path, step)
+  local m = verify(base .. ".safetensors", base .. ".json")
+  return core.load(base .. ".safetensors"), m
 end
 
 return M

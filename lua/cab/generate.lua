@@ -111,20 +111,7 @@ function M.open(path)
   return model, require "cab.tokenizer".open(recipe.data.tokenizer)
 end
 
---- Adds `cab generate` to a parser of argparse.
-function M.arguments(p)
-  local c = p:command("generate", "Continue a prompt with the best weights of a run on text.")
-  c:argument("run", "Run folder.")
-  c:option("--prompt", "Text to go on from."):argname("TEXT"):count(1)
-  c:option("--tokens", "At most so many."):argname("N"):convert(math.tointeger):default("200")
-  c:option("--temperature", "Of the logits; 0: always the likeliest token."):argname("T"):convert(tonumber):default("0.8")
-  c:option("--top-k", "Choose among the K likeliest, 0: among all."):argname("K"):convert(math.tointeger):default("0")
-  c:option("--top-p", "Choose among the likeliest that have this share of the probability."):argname("P"):convert(tonumber):default("1")
-  c:option("--seed", "Of the choices."):argname("N"):convert(math.tointeger):default("0")
-  return c
-end
-
---- Runs it. @param a table what the parser made of the arguments
+--- Runs it. @param a table parsed arguments of `cab generate`
 function M.main(a)
   local model, tokenizer = M.open(a.run)
   print(M.text(model, tokenizer, a.prompt, { count = a.tokens, temperature = a.temperature, top_k = a.top_k, top_p = a.top_p, seed = a.seed }))

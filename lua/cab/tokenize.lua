@@ -3,22 +3,6 @@ local core = require "cab.core"
 local check = require "cab.check"
 local M = {}
 
----@param p table argparse parser
-function M.arguments(p)
-  local t = p:command("tokenize", "Make a token file of text and JSONL files, or look at one.")
-  t:argument("files", "Texts (.txt, .jsonl, either may be .gz) for --out; token files for --decode."):args("*")
-  t:option("-o --out", "The token file to write."):argname("FILE")
-  t:option("--tokenizer", "gpt2, phi, gpt2:N (its first N merges), a file or a model folder."):argname("T"):default("gpt2")
-  t:option("--field", "Of each JSONL line, the document."):argname("NAME"):default("text")
-  t:flag("--raw", "Without a header: u16 ids, u32 where the vocabulary is larger than 65536.")
-  t:flag("--control", "<|endoftext|> and its like in the text become their ids; otherwise they are text.")
-  t:option("--text", "Print the ids of this text."):argname("TEXT")
-  t:flag("--decode", "Print the text of a token file.")
-  t:option("--from", "First id to decode, from 0."):argname("N"):convert(math.tointeger):default("0")
-  t:option("--count", "How many."):argname("N"):convert(math.tointeger):default("256")
-  return t
-end
-
 -- "12 %  34.5 MB  8.1 M ids  61 MB/s  3 s left" on a terminal.
 local function meter()
   if not core.isatty() then return nil end
@@ -39,9 +23,10 @@ local function convert(o, tokenizer)
       check.fail(2, ("%s: expected .txt or .jsonl, either may be .gz"):format(path), { id = "usage", file = path })
     end
   end
-  local show = meter()
+  local show = not o.quiet and meter() or nil
   local r = require "cab.corpus".convert(o.files, o.out, { tokenizer = tokenizer, field = o.field, raw = o.raw, control = o.control, progress = show })
   if show then io.stderr:write "\r\27[K" end
+  if o.quiet then return end
   print(("%s: %d ids of %d documents, %d bytes of text, %.2f s (%.1f MB/s)"):format(o.out, r.tokens, r.documents, r.bytes, r.seconds,
     r.bytes / r.seconds / 1e6))
 end
@@ -62,7 +47,7 @@ function M.run(o)
   if chosen ~= 1 then check.fail(2, "tokenize: expected one of --out FILE, --text TEXT and --decode", { id = "usage" }) end
   if not o.text and #o.files == 0 then check.fail(2, "tokenize: no files given", { id = "usage" }) end
   if o.text and #o.files > 0 then check.fail(2, "tokenize: --text takes no files", { id = "usage" }) end
-  if not o.from or not o.count or o.from < 0 or o.count < 0 then check.fail(2, "tokenize: --from and --count are whole numbers from 0 on", { id = "usage" }) end
+  if o.from < 0 or o.count < 0 then check.fail(2, "tokenize: --from and --count are whole numbers from 0 on", { id = "usage" }) end
   local tokenizer <close> = require "cab.tokenizer".open(o.tokenizer)
   if o.text then
     local ids <close> = tokenizer:encode(o.text, o.control or false)

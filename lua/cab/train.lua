@@ -10,6 +10,8 @@ local schedule = require "cab.schedule"
 local evaluate = require "cab.eval"
 local progress = require "cab.progress"
 local steps = require "cab.step"
+local runs = require "cab.runs"
+local manifests = require "cab.manifest"
 local M = {}
 
 local finite = steps.finite
@@ -84,6 +86,7 @@ function Run:inspect(step)
   local row = { step = step, epoch = (step - 1) // self.job.per_epoch, stage = number, loss = v.loss,
     lr = schedule.rate(stage.schedule, step - stage.origin), grad_norm = v.norm }
   for name, x in pairs(v.terms) do row["loss." .. name] = x end
+  for _, t in ipairs(#stage.terms > 1 and stage.terms or {}) do row["weighted." .. t.name] = t.weight * v.terms[t.name] end
   return row
 end
 
@@ -151,6 +154,17 @@ function Run:data_wait()
   return share, spent
 end
 
+-- A line of speed.jsonl: what differs from run to run, and so is kept from metrics.jsonl.
+function Run:speed(step)
+  local now, waited = core.now(), self.waited + (self.loader and self.loader:waited() or 0)
+  local last = self.clocked
+  self.clocked = { step = step, at = now, waited = waited }
+  if not last then return end
+  local spent, job, memory = math.max(now - last.at, 1e-9), self.job, core.memory(self.job.device)
+  local count = (step - last.step) * job.recipe.batch * (job.text and job.data.length or 1)
+  self.folder:speed { step = step, seconds = spent, rate = count / spent, wait = (waited - last.waited) / spent, live = memory.live, peak = memory.peak }
+end
+
 function Run:is_eval(step)
   local job = self.job
   if step == job.steps then return true end
@@ -193,7 +207,7 @@ function Run:evaluate(step)
       { kind = job.recipe.student.kind, step = tostring(step), [name] = ("%.4f"):format(known) }) end
     if row.average then job:averaged(keep) else keep() end
   end
-  self.marked = core.now()
+  self.marked, self.clocked = core.now(), nil
 end
 
 function Run:save(step)
@@ -233,19 +247,6 @@ local function encodable(value)
   return out
 end
 
-local function differing(a, b, path)
-  if type(a) ~= "table" or type(b) ~= "table" then
-    return a ~= b and path or nil
-  end
-  for k in pairs(a) do
-    local d = not (path == "" and loose[k]) and differing(a[k], b[k], path == "" and tostring(k) or path .. "." .. k)
-    if d then return d end
-  end
-  for k in pairs(b) do
-    if a[k] == nil and not (path == "" and loose[k]) then return path == "" and tostring(k) or path .. "." .. k end
-  end
-end
-
 -- Takes the newest checkpoint; metrics are cut to it. Returns its step, 0 if there is none, and its meta.
 local function restore(self, how)
   self.folder:sweep()
@@ -269,8 +270,11 @@ local function resume(self, how)
   if type(saved) ~= "table" or type(saved.recipe) ~= "table" then
     check.fail(65, ("%s/recipe.json: no JSON object with a recipe"):format(path), { file = path .. "/recipe.json", id = "recipe" })
   end
-  local key = differing(core.json_decode(core.json_encode(encodable(plain(self.job.recipe)))), saved.recipe, "")
-  if key then check.fail(2, ("%s was made with another '%s': resume it with the same recipe"):format(path, key)) end
+  local other = runs.differences(saved.recipe, core.json_decode(core.json_encode(encodable(plain(self.job.recipe)))), loose)
+  if #other > 0 then
+    check.fail(2, ("%s was made with another '%s': resume it with the same recipe, or begin a new run from its checkpoint with --fork %s@%d\n%s"):format(
+      path, other[1][1], path, self.folder:checkpoints()[1] or 0, runs.say(other)))
+  end
   local step, meta = restore(self, how)
   if step == 0 then return 0 end
   self:say(("resumed at step %d"):format(step))
@@ -305,12 +309,31 @@ function Run:device()
   return ("%s, %s, %s"):format(job.device, job.chip, job.recipe.precision)
 end
 
-local function begin(self)
+local function begin(self, o)
   local job = self.job
   job:measure()
-  self.folder:json("recipe.json", { recipe = encodable(plain(job.recipe)), versions = core.doctor(), device = self:device(), data = job.data:hashes(),
-    student = encodable(job.student.options), teacher = job.teacher and encodable(job.teacher.options) or nil,
-    parameters = job.student:size(), steps = job.steps, started = os.date("!%Y-%m-%dT%H:%M:%SZ") })
+  self.folder:json("manifest.json", manifests.new(job, self:device(), o))
+  if o.source then core.write_file(self.folder.path .. "/source.lua", o.source.text) end
+  self.folder:json("recipe.json", { recipe = encodable(plain(job.recipe)), student = encodable(job.student.options),
+    teacher = job.teacher and encodable(job.teacher.options) or nil, parameters = job.student:size(), steps = job.steps })
+end
+
+-- Another run's state at a step, and its metrics up to there, in place of a first step. Returns the step.
+local function fork(self, text)
+  local from = manifests.checkpoint(text)
+  local tensors, manifest = folders.view(from.run):at(from.step)
+  self.job:restore(tensors, from.file)
+  local meta, old = manifest.meta or {}, check.decode(folders.read(from.run .. "/recipe.json"))
+  for _, p in ipairs(self.job.params) do p.born = meta.born and meta.born[p.name] end
+  for _, row in ipairs((folders.metrics(from.run .. "/metrics.jsonl"))) do
+    if (row.step or 0) <= from.step then self.folder:metric(row) end
+  end
+  local other = runs.differences(old.recipe, core.json_decode(core.json_encode(encodable(plain(self.job.recipe)))), loose)
+  self:say(("forked from %s at step %d%s"):format(from.run, from.step, #other > 0 and ", with\n" .. runs.say(other) or ""))
+  if from.step >= self.job.steps then
+    check.fail(2, ("--fork %s: this recipe has %d steps only"):format(text, self.job.steps), { id = "usage" })
+  end
+  return from.step
 end
 
 -- What this run computes on, and what it should not hide.
@@ -327,9 +350,13 @@ local function loop(self, first)
   for step = first + 1, job.steps do
     self.at = step
     local row = self:step(step)
-    if row and (step % r.log == 0 or step == 1 or self:is_eval(step) or row.skipped) then self.folder:metric(row) end
-    if row then text = ("loss %s"):format(type(row.loss) == "number" and ("%.4f"):format(row.loss) or row.loss) end
-    self.bar:tick(step, job.text and r.batch * job.data.length or r.batch, text)
+    self.done = step
+    if row and (step % r.log == 0 or step == 1 or self:is_eval(step) or row.skipped) then
+      self.folder:metric(row)
+      self:speed(step)
+    end
+    if row then text = progress.losses(row) end
+    self.bar:tick(step, job.text and r.batch * job.data.length or r.batch, text, row and row.loss)
     if self:is_eval(step) then self:evaluate(step) end
     local stop = row and step < job.steps and self:is_stop(step) -- nothing is saved unseen
     if stop or step == job.steps or (r.checkpoint.every > 0 and step % r.checkpoint.every == 0) then self:save(step) end
@@ -346,9 +373,11 @@ end
 ---@field device string "cpu", "cuda:0"
 ---@field peak integer bytes in tensors on the device at most
 
---- Trains a resolved recipe. Faults: 2 recipe, 65 damaged checkpoint, 74 locked or full, 75 stopped and resumable, 76 numerics.
+--- Trains a resolved recipe. A run that fails before its first step leaves no folder.
+--- Faults: 2 recipe, 65 damaged checkpoint, 74 locked or full, 75 stopped and resumable, 76 numerics.
 ---@param r table resolved recipe
----@param o? table out (folder), resume (true or "latest-good"), quiet, name, stop_after (a step: as if a signal came then)
+---@param o? table out (folder), resume (true or "latest-good"), quiet, name, chart, fork ("RUN@STEP"), source (as of cab.runs.source),
+--- stop_after (a step: as if a signal came then)
 ---@return RunResult
 function M.run(r, o)
   o = o or {}
@@ -364,14 +393,19 @@ function M.run(r, o)
     self.job = jobs.build(r)
     core.trim(self.job.device) -- buffers of an earlier run have other sizes
     core.reset_peak(self.job.device)
-    if not o.resume then begin(self) end
+    if not o.resume then begin(self, o) end
     local first = o.resume and resume(self, o.resume) or 0
-    if first == 0 and o.resume then begin(self) end
-    self.bar = progress.new { total = self.job.steps, step = first, name = name, quiet = o.quiet, unit = self.job.text and "tokens" }
+    local from = o.resume and folders.manifest(path).fork or o.fork
+    if first == 0 and o.resume then begin(self, { source = o.source, fork = from }) end
+    local forked = first == 0 and from
+    if forked then first = fork(self, from) end
+    self.bar = progress.new { total = self.job.steps, step = first, name = name, quiet = o.quiet, unit = self.job.text and "tokens", chart = o.chart,
+      device = self.job.device }
     self:say(("%s: %d steps, %d training %s, %d parameters, %s"):format(name, self.job.steps, self.job.data.count.train,
       self.job.text and ("rows of %d tokens"):format(self.job.data.length) or "images", self.job.student:size(), path))
     introduce(self)
     self.stepper = steps.new(self.job, function(text) self:say(text) end)
+    if forked then self:save(first) end
     self.marked = core.now()
     while true do
       local whole, ended, step = pcall(loop, self, first)
@@ -387,6 +421,7 @@ function M.run(r, o)
     stopped.message = ("step %d: %s; the last checkpoint is %s"):format(self.at, stopped.message, self.saved and "of step " .. self.saved or "none")
   end
   if not ok then pcall(self.folder.log, self.folder, "error: " .. tostring(stopped)) end
+  if not ok and not o.resume and not self.done and not self.bad then self.folder:remove() end
   if ok and not stopped and r.export ~= "" then M.export(self, r.export) end
   local memory = self.job and core.memory(self.job.device)
   if ok then
@@ -399,11 +434,14 @@ function M.run(r, o)
   if stopped then check.fail(75, ("stopped after step %d; go on with --resume --out %s"):format(at, path), { id = "stopped" }) end
   local last, seconds = self.last or {}, core.now() - begun
   if self.job.data.close then self.job.data:close() end
-  return { path = path, name = name, top1 = last.top1, top5 = last.top5, perplexity = last.perplexity,
+  local result = { path = path, name = name, top1 = last.top1, top5 = last.top5, perplexity = last.perplexity,
     parameters = self.job.student:size(), loss = last.loss, r2 = last.r2, average = last.average,
     best = self.best, best_step = self.best_step, steps = self.job.steps, seconds = seconds, images_per_second = not self.job.text and self.bar:rate() or nil,
     tokens_per_second = self.job.text and self.bar:rate() or nil,
     device = self.job.device, peak = memory.peak }
+  self.folder:json("result.json", runs.plain(result))
+  self.bar:summary(result)
+  return result
 end
 
 --- Copies the best weights to a file of their own.

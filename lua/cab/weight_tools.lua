@@ -8,40 +8,24 @@ local report = require "cab.report"
 local weights = require "cab.weights"
 local M = {}
 
-local formats = "safetensors, an index of shards (.index.json), PyTorch .pth or .pt, NumPy .npy or .npz"
-local codes = "exit codes: 0 done, 2 usage, 65 file refused (the message names file, byte and reason), 71 memory, 74 I/O"
+M.formats = "safetensors, an index of shards (.index.json), PyTorch .pth or .pt, NumPy .npy or .npz"
+M.codes = "exit codes: 0 done, 2 usage, 65 file refused (the message names file, byte and reason), 71 memory, 74 I/O"
+M.key = { "--key", "State dict of a PyTorch checkpoint that holds several, as model_ema.", value = "KEY" }
 
---- Adds the commands to the program's parser.
----@param p table
-function M.add(p)
-  local layouts = {}
-  for i, l in ipairs(names.layouts) do layouts[i] = ("  %-16s %s"):format(l.name, l.about) end
-  local inspect = p:command("inspect", "List the tensors of a weight file: names, shapes, formats, ranges, NaN."):usage [[
-Example: cab inspect checkpoint.pth --key model_ema
-Usage: cab inspect [--key KEY] FILE]]
-  inspect:argument("file", formats .. ".")
-  inspect:epilog("min and max are of the finite values, as they are stored.\n" .. codes)
-  local convert = p:command("convert", "Write a weight file as safetensors, its names in another layout."):usage [[
-Example: cab convert deit_tiny.pth deit_tiny.safetensors --to hf
-Usage: cab convert [--from LAYOUT] --to LAYOUT [--key KEY] [--dtype DTYPE] [--force] IN OUT]]
-  convert:argument("input", formats .. ".")
-  convert:argument("output", "The safetensors file to write.")
-  convert:option("--to", "Layout of the names; hf: that of Hugging Face for the model; same: names stay."):argname("LAYOUT"):count(1)
-  convert:option("--from", "Layout of the input; default: told by its names."):argname("LAYOUT")
-  convert:option("--dtype", "f32, f64 or bf16: of all numbers that are not integers."):argname("DTYPE")
-  convert:flag("--force", "Replace OUT if it exists.")
-  convert:epilog(("layouts:\n%s\nHalf and quarter floats become f32, integers i32, bool u8.\n%s"):format(table.concat(layouts, "\n"), codes))
-  local diff = p:command("diff", "Compare two weight files, of any formats and layouts of one model."):usage [[
-Example: cab diff best.safetensors published.pth --tolerance 1e-6
-Usage: cab diff [--key KEY] [--tolerance X] A B]]
-  diff:argument("a", formats .. ".")
-  diff:argument("b", "The same.")
-  diff:option("--tolerance", "Largest difference of two values that counts as none."):argname("X"):convert(tonumber):default("0")
-  diff:epilog("A NaN equals nothing. Dtypes are not compared.\nexit codes: 0 equal, 1 different, else " .. codes:match "2 usage.*")
-  for _, command in ipairs { inspect, convert, diff } do
-    command:option("--key", "State dict of a PyTorch checkpoint that holds several, as model_ema."):argname("KEY")
-    command.error = p.error
-  end
+--- The names of layouts, with those of no layout that `cab convert` takes.
+---@return string[]
+function M.layouts()
+  local out = { "hf", "same" }
+  for _, l in ipairs(names.layouts) do out[#out + 1] = l.name end
+  return out
+end
+
+--- A line for each layout.
+---@return string
+function M.layout_lines()
+  local lines = {}
+  for i, l in ipairs(names.layouts) do lines[i] = ("  %-16s %s"):format(l.name, l.about) end
+  return table.concat(lines, "\n")
 end
 
 -- What detect asks of a tensor, from a row of inspect.
@@ -65,7 +49,7 @@ local function noted(metadata)
   return lines
 end
 
---- @param o table file, key
+--- @param o table file, key, json
 ---@return integer exit code
 function M.inspect(o)
   local list, metadata = weights.inspect(o.file, o.key)
@@ -77,6 +61,14 @@ function M.inspect(o)
     shapes[t.name] = setmetatable(t.shape, Shape)
     rows[i] = { core.escape(t.name), t.stored, "[" .. table.concat(t.shape, ",") .. "]", ("%.4g"):format(t.min), ("%.4g"):format(t.max),
       t.nan > 0 and tostring(t.nan) or "", t.infinite > 0 and tostring(t.infinite) or "" }
+  end
+  if o.json then
+    local plain = {}
+    for i, t in ipairs(list) do
+      plain[i] = { name = t.name, stored = t.stored, shape = table.move(t.shape, 1, #t.shape, 1, {}), min = t.min, max = t.max, nan = t.nan, infinite = t.infinite }
+    end
+    print(core.json_encode(require "cab.runs".plain { tensors = plain, values = total, nan = bad, metadata = metadata }))
+    return 0
   end
   print(report.table({ "name", "stored as", "shape", "min", "max", "NaN", "infinite" }, rows))
   print(("%d tensors, %d values, %d NaN"):format(#rows, total, bad))
@@ -123,6 +115,7 @@ function M.convert(o)
     total, n = total + t:count(), n + 1
   end
   core.save(o.output, tensors, { format = "pt" })
+  if o.quiet then return 0 end
   print(("%s: %s, %d tensors, %d values"):format(o.output, what, n, total))
   if #dropped > 0 then print("left out: " .. core.escape(table.concat(dropped, ", "))) end
   for _, line in ipairs(noted(metadata)) do print(line) end
@@ -130,10 +123,10 @@ function M.convert(o)
 end
 
 -- Both under the names of their family, where those differ.
-local function aligned(a, b)
+local function aligned(a, b, say)
   local of_a, of_b = names.detect(a), names.detect(b)
   if not of_a or not of_b or of_a == of_b or of_a.family ~= of_b.family then return a, b end
-  print(("names: %s and %s, compared as %s"):format(of_a.name, of_b.name, names.home(of_a.family).name))
+  say(("names: %s and %s, compared as %s"):format(of_a.name, of_b.name, names.home(of_a.family).name))
   return names.normal(a, of_a), (names.normal(b, of_b))
 end
 
@@ -152,12 +145,12 @@ local function row(name, a, b, tolerance)
   return { shown, of_a, of_b, ("%.4g"):format(most), ("%.3g"):format(most / math.max(size.max, -size.min)) }
 end
 
---- @param o table a, b, key, tolerance
+--- @param o table a, b, key, tolerance, json
 ---@return integer exit code 0 equal, 1 different
 function M.diff(o)
-  if not o.tolerance or o.tolerance < 0 then check.fail(2, "--tolerance is a number from 0 on", { id = "usage" }) end
+  if o.tolerance < 0 then check.fail(2, "--tolerance is a number from 0 on", { id = "usage" }) end
   local function read(path) return (weights.read(path, path:find "%.pth?$" and o.key or nil)) end
-  local a, b = aligned(read(o.a), read(o.b))
+  local a, b = aligned(read(o.a), read(o.b), function(text) if not o.json then print(text) end end)
   local rows, equal, all = {}, 0, {}
   for name in pairs(a) do all[name] = true end
   for name in pairs(b) do all[name] = true end
@@ -165,6 +158,12 @@ function M.diff(o)
     local r = row(name, a[name], b[name], o.tolerance)
     rows[#rows + 1] = r
     if not r then equal = equal + 1 end
+  end
+  if o.json then
+    local list = {}
+    for i, r in ipairs(rows) do list[i] = { name = r[1], a = r[2], b = r[3], difference = r[4], relative = r[5] } end
+    print(core.json_encode { equal = equal, different = list })
+    return #rows == 0 and 0 or 1
   end
   if #rows > 0 then print(report.table({ "name", "A", "B", "difference", "relative" }, rows)) end
   print(("%d tensors equal, %d different"):format(equal, #rows))
