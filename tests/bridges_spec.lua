@@ -352,3 +352,15 @@ describe("similarity", function()
     assert.near(r2, score[1][pairing.map[1]], 0.02) -- lambda is a share of another mean: centred there
   end)
 end)
+
+describe("a target of another dtype than what is compared with it", function()
+  it("is compared in the latter's: beside bf16 activations `hidden` stays f32", function()
+    local s = open { "attention_bridge", onto = { B = "hidden" } }
+    local x, y = core.normal({ 2, 3, 4 }, 0, 1, 1, "x"), core.normal({ 2, 3, 4 }, 0, 1, 2, "y", "f64")
+    assert.near(op.mse(x, y:to "f32"):item(), s.strategy:fit(x, y):item(), 0)
+    local lift = cab.nn.mlp(4, 5, 4, 2)
+    local target = { tap = y, map = "none", first = 1, second = 0, mapped = function() return y end }
+    local in_f32 = { tap = y:to "f32", map = "none", first = 1, second = 0, mapped = function() return y:to "f32" end }
+    assert.near(s.strategy:bridge({ lift, x, in_f32 }):item(), s.strategy:bridge({ lift, x, target }):item(), 0)
+  end)
+end)

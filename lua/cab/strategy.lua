@@ -46,6 +46,11 @@ function Instance:run(pairs, batch)
   return self:loss(pairs, batch)
 end
 
+-- The target in the dtype of what is compared with it: beside bf16 activations the residual stream, `hidden`, is f32.
+local function like(x, target)
+  return x:dtype() == target:dtype() and target or op.cast(target, { to = x:dtype() })
+end
+
 -- mse() and target() are called when metrics() wants them.
 local function remember(self, mse, target)
   if self.fits then table.insert(self.fits, { mse = mse, target = target }) end
@@ -53,7 +58,7 @@ end
 
 --- mse(prediction, target), remembered for the R2 of metrics(). @return cab.Tensor
 function Instance:fit(prediction, target)
-  local mse = op.mse(prediction, target)
+  local mse = op.mse(prediction, like(prediction, target))
   remember(self, function() return mse:item() end, function() return target end)
   return mse
 end
@@ -73,7 +78,7 @@ local function bridge_tap(args, name, onto, lift, x, target)
   local inner, outer = lift.layers[1], lift.layers[2]
   args[name], args[name .. "_w1"], args[name .. "_b1"] = x, inner.weight, inner.bias
   args[name .. "_w2"], args[name .. "_b2"] = outer.weight, outer.bias
-  args[onto], args[onto .. "_mean"], args[onto .. "_deviation"] = target.tap, target.mean, target.deviation
+  args[onto], args[onto .. "_mean"], args[onto .. "_deviation"] = like(x, target.tap), target.mean, target.deviation
 end
 
 --- fit(lift(x), target) of one {lift, x, target} or the sum over several, with targets from t:target(name, map); nil of none. One
