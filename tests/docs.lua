@@ -196,17 +196,17 @@ function M.fill(path)
   for line in io.lines(path) do lines[#lines + 1] = line end
   local function put(from, to, text) table.insert(edits, 1, { from, to, text }) end
   for _, s in ipairs(M.snippets(path)) do
-    if s.notes["not run"] or s.notes.from then -- stays
-    elseif s.lang == "console" then
+    local lang = not (s.notes["not run"] or s.notes.from) and s.lang
+    if lang == "console" then
       local out = {}
       for _, c in ipairs(M.commands(s.text)) do
         local _, got = M.run(dir, c.text)
         out[#out + 1] = "$ " .. c.text .. "\n" .. (M.same(c.output, got) and c.output or got)
       end
       put(s.line + 1, s.last - 1, table.concat(out))
-    elseif s.lang == "repl" then
+    elseif lang == "repl" then
       put(s.line + 1, s.last - 1, M.prompt(s.text, s.text:match "^%a*> "))
-    elseif s.lang == "lua" then
+    elseif lang == "lua" then
       M.write(s, dir)
       local got = M.lua(s.text, dir, s.notes["goes on"] and page)
       page = s.notes["goes on"] and page .. s.text or s.text

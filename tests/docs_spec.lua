@@ -132,6 +132,20 @@ for _, path in ipairs(pages) do
   end)
 end
 
+describe("pages made from the program", function()
+  it("are as it is now", function()
+    for page, word in pairs { ["docs/recipe.md"] = "recipe" } do
+      local command = ("run tests/docs_tables.lua %s"):format(word)
+      local code, text = require "process".sh(("'%s' %s"):format(require "process".program, command))
+      assert.equal(0, code, text)
+      assert(text == read(page), ("%s is old: build/cab %s > %s"):format(page, command, page))
+    end
+  end)
+  it("say of every key of a recipe what it means", function()
+    assert.are.same({}, require "cab.reference".gaps())
+  end)
+end)
+
 describe("snippets of docs", function()
   it("are compared word by word, numbers within a tolerance", function()
     assert.is_true(docs.same("a 1.00 b\n", "a   1.01 b\n", 0.02))

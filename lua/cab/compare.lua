@@ -14,6 +14,8 @@ local schema = { name = { "string", default = "" }, base = { "table", required =
   pictures = { "integer", default = 8, min = 0, max = 64 }, -- test images in attention.png
   sample = { "string", default = "" } }                     -- of text: a prompt that each run's best weights continue; "": none
 
+M.schema = schema -- for cab.reference
+
 --- cab.compare { base = {recipe}, runs = { { name = "vanilla", stages = {...} }, ... } }: each run is the base with the
 --- run's fields in place of its own.
 ---@param given table

@@ -7,7 +7,7 @@ local modules = {
   tokenizer = "cab.tokenizer", corpus = "cab.corpus", harness = "cab.harness", tasks = "cab.tasks", recall = "cab.recall",
   nn = "cab.nn", models = "cab.models", data = "cab.data", recipe = "cab.recipe", strategy = "cab.strategy", schedule = "cab.schedule",
   train = "cab.train", eval = "cab.eval", report = "cab.report", cli = "cab.cli", repl = "cab.repl",
-  bridges = "cab.bridges", similarity = "cab.similarity", layers = "cab.layers", maps = "cab.maps",
+  reference = "cab.reference", bridges = "cab.bridges", similarity = "cab.similarity", layers = "cab.layers", maps = "cab.maps",
   taps = "cab.taps", pairs = "cab.pairs", options = "cab.options", gradcheck = "cab.gradcheck",
   plot = "cab.plot", charts = "cab.charts", pictures = "cab.pictures", runs = "cab.runs",
   audit = "cab.audit", recompute = "cab.recompute", weights = "cab.weights", names = "cab.names", job = "cab.job", compare = "cab.compare",

@@ -68,6 +68,8 @@ local stage = {
   tokens = { "number|string", min = 1 },                        -- of text, as 2e8 or "200M"
   lr     = { numbers, min = 0 },                                -- given: the stage has its own schedule
 }
+M.schema, M.parts, M.stage = schema, parts, stage -- for cab.reference
+
 -- name -> rule of a spec's options.
 local function spec_schema(key, spec)
   if key == "data" then
