@@ -110,18 +110,31 @@ static void forward_block(int64_t L, Block b, const real *q, const real *k, cons
   }
 }
 
+/* The document of token t, of one sequence's places; NULL: all of it is one. Attention takes each as a sequence of its own. */
+typedef struct { int64_t first, end; } Span;
+static Span document_at(const int32_t *place, int64_t L, int64_t t) {
+  Span d = {place && place[t] < t ? t - place[t] : 0, L};
+  for (int64_t u = t + 1; place && d.end == L && u < L; u++)
+    if (place[u] == 0) d.end = u;
+  return d;
+}
+
 void K(attention_forward)(CabStream *stream, int64_t B, int64_t L, int64_t H, int64_t P, double scale, bool causal,
-                          const real *q, const real *k, const real *v, int64_t ld, real *out, real *lse, real *map) {
+                          const real *q, const real *k, const real *v, int64_t ld, const int32_t *place, real *out, real *lse,
+                          real *map) {
   (void)stream;
   const int64_t blocks = (L + QB - 1) / QB;
 #pragma omp parallel for collapse(2) schedule(dynamic)
   for (int64_t head = 0; head < B * H; head++)
-    for (int64_t block = 0; block < blocks; block++) {
-      int64_t at = head_at(head, L, H, P, ld), i0 = block * QB;
-      Block b = {.i0 = i0, .m = least(QB, L - i0), .P = P, .ld = ld, .scale = scale, .causal = causal};
-      forward_block(L, b, q + at, k + at, v + at, out + head_at(head, L, H, P, H * P) + i0 * H * P, H * P,
-                    lse + head * L + i0, map ? map + (head * L + i0) * L : NULL);
-    }
+    for (int64_t block = 0; block < blocks; block++)
+      for (int64_t i0 = block * QB, m; i0 < least(L, (block + 1) * QB); i0 += m) {
+        const Span d = document_at(place ? place + head / H * L : NULL, L, i0);
+        const int64_t at = head_at(head, L, H, P, ld) + d.first * ld;
+        m = least(least(d.end, (block + 1) * QB) - i0, QB);
+        Block b = {.i0 = i0 - d.first, .m = m, .P = P, .ld = ld, .scale = scale, .causal = causal};
+        forward_block(d.end - d.first, b, q + at, k + at, v + at, out + head_at(head, L, H, P, H * P) + i0 * H * P, H * P,
+                      lse + head * L + i0, map ? map + (head * L + i0) * L : NULL);
+      }
 }
 
 /* The gradients of one head; a row of them stands gld after the last. */
@@ -186,20 +199,25 @@ static void backward_block(int64_t L, Block b, const real *q, const real *k, con
 }
 
 void K(attention_backward)(CabStream *stream, int64_t B, int64_t L, int64_t H, int64_t P, double scale, bool causal,
-                           const real *q, const real *k, const real *v, int64_t ld, const real *out, const real *lse,
-                           const real *gout, const real *gmap, real *gq, real *gk, real *gv, int64_t gld) {
+                           const real *q, const real *k, const real *v, int64_t ld, const int32_t *place, const real *out,
+                           const real *lse, const real *gout, const real *gmap, real *gq, real *gk, real *gv, int64_t gld) {
   (void)stream;
   if (P == 0) return;
 #pragma omp parallel for schedule(dynamic)
   for (int64_t head = 0; head < B * H; head++) { /* gk and gv sum over the queries: their blocks go in order */
-    int64_t at = head_at(head, L, H, P, ld), at_out = head_at(head, L, H, P, H * P), at_g = head_at(head, L, H, P, gld);
-    Gradients g = {gq ? gq + at_g : NULL, gk ? gk + at_g : NULL, gv ? gv + at_g : NULL, gld};
-    clear(g.k, L, P, gld);
-    clear(g.v, L, P, gld);
-    for (int64_t i0 = 0; i0 < L; i0 += QB) {
-      Block b = {.i0 = i0, .m = least(QB, L - i0), .P = P, .ld = ld, .scale = scale, .causal = causal};
-      backward_block(L, b, q + at, k + at, v + at, out + at_out, H * P, lse + head * L, gout + at_out,
-                     gmap ? gmap + head * L * L : NULL, g);
+    const int32_t *places = place ? place + head / H * L : NULL;
+    for (Span d = {0, 0}; d.end < L;) {
+      d = document_at(places, L, d.end);
+      const int64_t n = d.end - d.first, at = head_at(head, L, H, P, ld) + d.first * ld;
+      const int64_t at_out = head_at(head, L, H, P, H * P) + d.first * H * P, at_g = head_at(head, L, H, P, gld) + d.first * gld;
+      Gradients g = {gq ? gq + at_g : NULL, gk ? gk + at_g : NULL, gv ? gv + at_g : NULL, gld};
+      clear(g.k, n, P, gld);
+      clear(g.v, n, P, gld);
+      for (int64_t i0 = 0; i0 < n; i0 += QB) {
+        Block b = {.i0 = i0, .m = least(QB, n - i0), .P = P, .ld = ld, .scale = scale, .causal = causal};
+        backward_block(n, b, q + at, k + at, v + at, out + at_out, H * P, lse + head * L + d.first, gout + at_out,
+                       gmap ? gmap + head * L * L : NULL, g);
+      }
     }
   }
 }

@@ -36,26 +36,28 @@ __device__ __forceinline__ void write_rows(const E &e, float (&o)[E::R][E::O], c
 
 /* One block of scores s against the running maximum: s becomes 2^(s - max), and what was summed before shrinks to fit. The
  * scores are in units of log 2. Columns from `live` on and, if causal, those of keys after their query are masked; `ahead`
- * is the warp's first query less the first key. */
+ * is the warp's first query less the first key. With documents, so are columns before from[r]. */
 template <class E>
 __device__ __forceinline__ void soften(const E &e, float (&s)[E::R][E::C], float scale, int live, bool causal,
-                                       int ahead, float (&max)[E::R], float (&sum)[E::R], float (&o)[E::R][E::O]) {
-  const bool masked = live < E::N || (causal && ahead < E::N - 1);
+                                       int ahead, bool documents, const int (&from)[E::R], float (&max)[E::R],
+                                       float (&sum)[E::R], float (&o)[E::R][E::O]) {
+  const bool masked = documents || live < E::N || (causal && ahead < E::N - 1);
 #pragma unroll
   for (int r = 0; r < E::R; r++) {
     float top = -INFINITY, fresh = 0;
 #pragma unroll
     for (int c = 0; c < E::C; c++) {
       s[r][c] *= scale;
-      if (masked && (e.col(c) >= live || (causal && e.col(c) > ahead + e.row(r)))) s[r][c] = -INFINITY;
+      if (masked && (e.col(c) >= live || (causal && e.col(c) > ahead + e.row(r)) || e.col(c) < from[r])) s[r][c] = -INFINITY;
       top = fmaxf(top, s[r][c]);
     }
     top = fmaxf(max[r], E::row_max(top));
-    const float kept = exp2_fast(max[r] - top);
+    const float shift = top == -INFINITY ? 0 : top; /* nothing seen yet */
+    const float kept = exp2_fast(max[r] - shift);
     max[r] = top;
 #pragma unroll
     for (int c = 0; c < E::C; c++) {
-      s[r][c] = exp2_fast(s[r][c] - top);
+      s[r][c] = exp2_fast(s[r][c] - shift);
       fresh += s[r][c];
     }
     sum[r] = sum[r] * kept + fresh;
@@ -75,19 +77,24 @@ static __global__ void __launch_bounds__(TILE_THREADS, BLOCKS) tiled_forward(Att
   const int L = (int)a.L, P = (int)a.P, heads = (int)a.heads, head = blockIdx.x % heads, tile = blockIdx.x / heads;
   const int i0 = (a.causal ? (int)gridDim.x / heads - 1 - tile : tile) * BLOCK; /* the longest first */
   const int mine = e.base(), first = i0 + mine, keys = a.causal && i0 + BLOCK < L ? i0 + BLOCK : L;
-  const int64_t at = a.at(head, a.ld), out_ld = a.H * a.P;
+  const int start = (int)a.first_key(head, i0) / N * N;
+  const int64_t at = a.at(head, a.ld) + start * a.ld, out_ld = a.H * a.P;
   const float scale = a.scale * LOG2E;
   float o[E::R][E::O] = {}, s[E::R][E::C], max[E::R], sum[E::R] = {};
+  int from[E::R] = {};
 #pragma unroll
-  for (int r = 0; r < E::R; r++) max[r] = -INFINITY;
-  stage<BLOCK, E::PAD>(q, a.q + at + i0 * a.ld, a.ld, L - i0, P, a.aligned);
-  stage<N, E::PAD>(k, a.k + at, a.ld, keys, P, a.aligned);
+  for (int r = 0; r < E::R; r++) {
+    max[r] = -INFINITY;
+    if (a.place && first + e.row(r) < L) from[r] = (int)a.first_key(head, first + e.row(r)) - start;
+  }
+  stage<BLOCK, E::PAD>(q, a.q + a.at(head, a.ld) + i0 * a.ld, a.ld, L - i0, P, a.aligned);
+  stage<N, E::PAD>(k, a.k + at, a.ld, keys - start, P, a.aligned);
   copies_end();
-  stage<N, E::PAD>(v, a.v + at, a.ld, keys, P, a.aligned);
+  stage<N, E::PAD>(v, a.v + at, a.ld, keys - start, P, a.aligned);
   copies_end();
-  for (int j0 = 0; j0 < keys; j0 += N) {
+  for (int j0 = start; j0 < keys; j0 += N) {
     const int left = keys - j0, live = left < N ? left : N;
-    const int64_t next = at + (int64_t)(j0 + N) * a.ld;
+    const int64_t next = at + (int64_t)(j0 - start + N) * a.ld;
     const bool work = first < L && (!a.causal || j0 < first + E::SPAN);
     copies_landed<1>();
     __syncthreads();
@@ -95,7 +102,9 @@ static __global__ void __launch_bounds__(TILE_THREADS, BLOCKS) tiled_forward(Att
     __syncthreads();
     if (left > N) stage<N, E::PAD>(k, a.k + next, a.ld, left - N, P, a.aligned);
     copies_end();
-    if (work) soften(e, s, scale, live, a.causal, first - j0, max, sum, o);
+    if (work) soften(e, s, scale, live, a.causal, first - j0, a.place != nullptr, from, max, sum, o);
+#pragma unroll
+    for (int r = 0; r < E::R; r++) from[r] -= N;
     copies_landed<1>();
     __syncthreads();
     if (work) e.products(o, s, v, live);
@@ -122,9 +131,11 @@ __device__ __forceinline__ void slopes(const E &e, const AttentionBackward<T> &a
   const int L = (int)a.L;
   const float scale = a.scale * LOG2E;
   float lse[QUERIES], dots[QUERIES];
+  int from[QUERIES];
 #pragma unroll
   for (int i = 0; i < QUERIES; i++) {
     const int query = KEYS ? col + e.col(i) : row + e.row(i);
+    from[i] = a.place && query < L ? (int)a.first_key(head, query) : 0;
     lse[i] = query < L ? a.lse[head * a.L + query] * LOG2E : 0;
     dots[i] = query < L ? a.dots[head * a.L + query] : 0;
   }
@@ -133,7 +144,7 @@ __device__ __forceinline__ void slopes(const E &e, const AttentionBackward<T> &a
 #pragma unroll
     for (int c = 0; c < E::C; c++) {
       const int query = KEYS ? col + e.col(c) : row + e.row(r), key = KEYS ? row + e.row(r) : col + e.col(c);
-      const bool seen = e.col(c) < live && (!a.causal || key <= query);
+      const bool seen = e.col(c) < live && (!a.causal || key <= query) && key >= from[KEYS ? c : r];
       if (a.gmap && query < L && key < L) g[r][c] += wide_of(a.gmap[(head * a.L + query) * a.L + key]);
       s[r][c] = seen ? exp2_fast(s[r][c] * scale - lse[KEYS ? c : r]) : 0;
       g[r][c] = seen ? s[r][c] * (g[r][c] - dots[KEYS ? c : r]) : 0;
@@ -151,7 +162,7 @@ static __global__ void __launch_bounds__(TILE_THREADS) tiled_backward(AttentionB
   const E e((float *)(y2 + N * LD));
   const int L = (int)a.L, P = (int)a.P, heads = (int)a.heads, head = blockIdx.x % heads, tile = blockIdx.x / heads;
   const int r0 = (!KEYS && a.causal ? (int)gridDim.x / heads - 1 - tile : tile) * BLOCK; /* the longest first */
-  const int mine = e.base(), first = r0 + mine, start = KEYS && a.causal ? r0 : 0;
+  const int mine = e.base(), first = r0 + mine, start = KEYS ? a.causal ? r0 : 0 : (int)a.first_key(head, r0) / N * N;
   const int stop = !KEYS && a.causal && r0 + BLOCK < L ? r0 + BLOCK : L;
   const int64_t out_ld = a.H * a.P, at = a.at(head, a.ld), x2_ld = KEYS ? a.ld : out_ld, y2_ld = KEYS ? out_ld : a.ld;
   const T *gout = a.gout + a.at(head, out_ld), *from1 = (KEYS ? a.q : a.k) + at, *from2 = KEYS ? gout : a.v + at;
@@ -268,11 +279,12 @@ static bool aligned(std::initializer_list<const void *> pointers, std::initializ
 
 template <class T>
 static void attention_forward(CabStream *s, int64_t B, int64_t L, int64_t H, int64_t P, double scale, bool causal,
-                              const void *q, const void *k, const void *v, int64_t ld, void *out, void *lse, void *map) {
+                              const void *q, const void *k, const void *v, int64_t ld, const int32_t *place, void *out, void *lse,
+                              void *map) {
   if (B * H <= 0 || L <= 0) return;
   const bool moves = aligned<T>({q, k, v, out}, {ld, P});
   const AttentionHeads<T> heads = {B * H, L, H, P, ld, (Wide<T>)scale, causal, moves,
-                                   (const T *)q, (const T *)k, (const T *)v};
+                                   (const T *)q, (const T *)k, (const T *)v, place};
   const AttentionForward<T> a = {heads, (T *)out, (Wide<T> *)lse, (T *)map};
   const int64_t tiles = (L + plain::TILE - 1) / plain::TILE;
   if (!by_tiles(s, a)) plain::forward<T><<<grid(B * H * tiles), plain::THREADS, 0, s->stream>>>(a);
@@ -281,14 +293,14 @@ static void attention_forward(CabStream *s, int64_t B, int64_t L, int64_t H, int
 
 template <class T>
 static void attention_backward(CabStream *s, int64_t B, int64_t L, int64_t H, int64_t P, double scale, bool causal,
-                               const void *q, const void *k, const void *v, int64_t ld, const void *out, const void *lse,
+                               const void *q, const void *k, const void *v, int64_t ld, const int32_t *place, const void *out, const void *lse,
                                const void *gout, const void *gmap, void *gq, void *gk, void *gv, int64_t gld) {
   if (B * H <= 0 || L <= 0 || P <= 0) return;
   Scratch dots(s, B * H * L * sizeof(Wide<T>));
   if (!dots.data) return;
   const bool moves = aligned<T>({q, k, v, gout, gq, gk, gv}, {ld, P, gld});
   const AttentionHeads<T> heads = {B * H, L, H, P, ld, (Wide<T>)scale, causal, moves,
-                                   (const T *)q, (const T *)k, (const T *)v};
+                                   (const T *)q, (const T *)k, (const T *)v, place};
   const AttentionBackward<T> a = {heads, (const T *)out, (const T *)gout, (const T *)gmap, (const Wide<T> *)lse,
                                   (Wide<T> *)dots.data, (T *)gq, (T *)gk, (T *)gv, gld};
   const int64_t tiles = (L + plain::TILE - 1) / plain::TILE, chunks = (P + plain::CHUNK - 1) / plain::CHUNK;

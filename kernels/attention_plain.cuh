@@ -10,12 +10,19 @@ template <class T> struct AttentionHeads {
   Wide<T> scale;
   bool causal, aligned; /* every row of every tensor starts at 16 bytes and is a whole number of them */
   const T *q, *k, *v;
+  const int32_t *place; /* [B,L]: of a token in its document, or NULL */
   /* Element (b, l = 0, h, p = 0) of rows with stride ld; head = b*H + h. */
   __device__ __forceinline__ int64_t at(int64_t head, int64_t stride) const {
     return head / H * L * stride + head % H * P;
   }
-  __device__ __forceinline__ bool seen(int64_t query, int64_t key) const {
-    return query < L && key < L && (!causal || key <= query);
+  /* The first key that a query below L sees. */
+  __device__ __forceinline__ int64_t first_key(int64_t head, int64_t query) const {
+    if (!place) return 0;
+    const int64_t first = query - place[head / H * L + query];
+    return first > 0 ? first : 0;
+  }
+  __device__ __forceinline__ bool seen(int64_t head, int64_t query, int64_t key) const {
+    return query < L && key < L && (!causal || key <= query) && key >= first_key(head, query);
   }
 };
 template <class T> struct AttentionForward : AttentionHeads<T> {
@@ -106,7 +113,7 @@ __device__ void scores(const AttentionHeads<T> &a, int64_t head, int64_t i0, int
   products(a.q + at + i0 * a.ld, a.ld, a.L - i0, a.k + at + j0 * a.ld, a.ld, a.L - j0, a.P, s);
   for (int i = 0; i < 2; i++)
     for (int j = 0; j < 2; j++)
-      s[i][j] = a.seen(i0 + row_of(i), j0 + col_of(j)) ? s[i][j] * a.scale : -(Wide<T>)INFINITY;
+      s[i][j] = a.seen(head, i0 + row_of(i), j0 + col_of(j)) ? s[i][j] * a.scale : -(Wide<T>)INFINITY;
 }
 
 /* p = exp(score - lse) */
@@ -116,7 +123,7 @@ __device__ void probabilities(const AttentionHeads<T> &a, const Wide<T> *lse, in
   scores(a, head, i0, j0, p);
   for (int i = 0; i < 2; i++)
     for (int j = 0; j < 2; j++)
-      p[i][j] = a.seen(i0 + row_of(i), j0 + col_of(j)) ? exp(p[i][j] - lse[head * a.L + i0 + row_of(i)]) : 0;
+      p[i][j] = a.seen(head, i0 + row_of(i), j0 + col_of(j)) ? exp(p[i][j] - lse[head * a.L + i0 + row_of(i)]) : 0;
 }
 
 /* First the log-sum-exp of 32 rows, then their outputs, a chunk of columns at a time. */
@@ -130,7 +137,8 @@ template <class T> static __global__ void __launch_bounds__(THREADS) forward(Att
       scores(a, head, i0, j0, s);
       for (int i = 0; i < 2; i++) {
         const W top = row_max(s[i][0] > s[i][1] ? s[i][0] : s[i][1]), more = top > max[i] ? top : max[i];
-        sum[i] = sum[i] * exp(max[i] - more) + row_sum(exp(s[i][0] - more) + exp(s[i][1] - more));
+        const W from = more == -(W)INFINITY ? W(0) : more; /* nothing seen yet */
+        sum[i] = sum[i] * exp(max[i] - from) + row_sum(exp(s[i][0] - from) + exp(s[i][1] - from));
         max[i] = more;
       }
     }
@@ -186,7 +194,7 @@ template <class T> static __global__ void __launch_bounds__(THREADS) map_dots(At
       probabilities(a, a.lse, head, i0, j0, p);
       for (int i = 0; i < 2; i++)
         for (int j = 0; j < 2; j++)
-          if (a.seen(i0 + row_of(i), j0 + col_of(j)))
+          if (a.seen(head, i0 + row_of(i), j0 + col_of(j)))
             sum[i] += p[i][j] * wide_of(a.gmap[(head * a.L + i0 + row_of(i)) * a.L + j0 + col_of(j)]);
     }
     for (int i = 0; i < 2; i++) {
@@ -216,7 +224,7 @@ template <class T, bool KEYS> static __global__ void __launch_bounds__(THREADS) 
       for (int i = 0; i < 2; i++)
         for (int j = 0; j < 2; j++) {
           const int64_t query = i0 + (KEYS ? col_of(j) : row_of(i)), key = j0 + (KEYS ? row_of(i) : col_of(j));
-          const bool seen = a.seen(query, key);
+          const bool seen = a.seen(head, query, key);
           const int64_t row = head * a.L + query;
           if (seen && a.gmap) ds[i][j] += wide_of(a.gmap[row * a.L + key]);
           p[i][j] = seen ? exp(p[i][j] * a.scale - a.lse[row]) : 0;

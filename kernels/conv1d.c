@@ -49,8 +49,15 @@ SIMD void forward_rows(const Conv *c, const int W, const bool whole, const real 
     }
 }
 
+/* The token after the document that begins at t; all is one without places. */
+static int64_t document_end(const int32_t *place, int64_t L, int64_t t) {
+  if (!place) return L;
+  for (t++; t < L && place[t] != 0; t++) {}
+  return t;
+}
+
 void K(conv1d_forward)(CabStream *stream, int64_t B, int64_t L, int64_t E, int64_t W, bool silu, bool reverse,
-                       const real *x, int64_t ld, const real *weight, const real *bias, real *y) {
+                       const real *x, int64_t ld, const int32_t *place, const real *weight, const real *bias, real *y) {
   (void)stream;
 #pragma omp parallel for collapse(2) schedule(static) if (B * L * E > PARALLEL)
   for (int64_t b = 0; b < B; b++)
@@ -58,11 +65,14 @@ void K(conv1d_forward)(CabStream *stream, int64_t B, int64_t L, int64_t E, int64
       Conv c = {.L = L, .E = E, .W = W, .ld = ld, .silu = silu, .reverse = reverse, .e0 = e0};
       c.n = E - e0 < GROUP ? E - e0 : GROUP;
       load_weights(&c, weight, bias);
-      const real *from = x + b * L * ld + e0;
-      if (W == 4 && c.n % LANES == 0)
-        forward_rows(&c, 4, true, from, y + b * L * E + e0);
-      else
-        forward_rows(&c, (int)W, false, from, y + b * L * E + e0);
+      for (int64_t t = 0, end; t < L; t = end) {
+        const real *from = x + (b * L + t) * ld + e0;
+        real *to = y + (b * L + t) * E + e0;
+        end = document_end(place ? place + b * L : NULL, L, t);
+        c.L = end - t;
+        if (W == 4 && c.n % LANES == 0) forward_rows(&c, 4, true, from, to);
+        else forward_rows(&c, (int)W, false, from, to);
+      }
     }
 }
 
@@ -100,8 +110,8 @@ SIMD void backward_rows(const Conv *c, const int W, const bool whole, const real
 }
 
 void K(conv1d_backward)(CabStream *stream, int64_t B, int64_t L, int64_t E, int64_t W, bool silu, bool reverse,
-                        const real *x, int64_t ld, const real *weight, const real *bias, const real *gy, real *gx,
-                        int64_t gld, bool add_gx, real *gweight, real *gbias, real *partial) {
+                        const real *x, int64_t ld, const int32_t *place, const real *weight, const real *bias, const real *gy,
+                        real *gx, int64_t gld, bool add_gx, real *gweight, real *gbias, real *partial) {
   (void)stream;
 #pragma omp parallel if (B * L * E > PARALLEL)
   {
@@ -112,9 +122,10 @@ void K(conv1d_backward)(CabStream *stream, int64_t B, int64_t L, int64_t E, int6
         c.n = E - e0 < GROUP ? E - e0 : GROUP;
         load_weights(&c, weight, bias);
         vec gw[WMAX + 1][TILES] = {0};
-        for (int64_t b = block * B / CONV1D_BLOCKS; b < (block + 1) * B / CONV1D_BLOCKS; b++) {
-          const real *from = x + b * L * ld + e0, *g = gy + b * L * E + e0;
-          real *to = gx ? gx + b * L * gld + e0 : NULL;
+        for (int64_t row = block * B / CONV1D_BLOCKS * L, last = (block + 1) * B / CONV1D_BLOCKS * L; row < last; row += c.L) {
+          const real *from = x + row * ld + e0, *g = gy + row * E + e0;
+          real *to = gx ? gx + row * gld + e0 : NULL;
+          c.L = document_end(place ? place + row / L * L : NULL, L, row % L) - row % L;
           if (W == 4 && c.n % LANES == 0)
             backward_rows(&c, 4, true, from, g, to, gld, add_gx, gw);
           else

@@ -13,6 +13,7 @@ enum { LANES = 32 }; /* threads side by side over channels; a warp has one tile 
 struct Conv {
   int64_t L, E, W, ld, tiles, units; /* units = B tiles: the tiles of steps of the whole batch */
   bool silu, reverse;
+  const int32_t *place; /* [B,L] */
 };
 
 /* What a thread knows of its place: channel e, its tile's first step, and how to reach a step's rows. */
@@ -68,7 +69,7 @@ template <class W, int V> static __device__ __forceinline__ void add_product(W (
 enum { FORWARD_ROWS = 4, FORWARD_TILE = 8 };
 
 /* Block: LANES x FORWARD_ROWS; grid: units / FORWARD_ROWS x channel tiles. All of a thread's rows are loaded first. */
-template <class T, int V, int W>
+template <class T, int V, int W, bool DOCUMENTS>
 static __global__ void __launch_bounds__(LANES *FORWARD_ROWS, W == 4 ? 5 : 4)
     conv_forward(Conv c, const T *x, const Wide<T> *weight, const Wide<T> *bias, T *y) {
   typedef Wide<T> R;
@@ -94,16 +95,16 @@ static __global__ void __launch_bounds__(LANES *FORWARD_ROWS, W == 4 ? 5 : 4)
     for (int v = 0; v < V; v++) sum[v] = b[v];
 #pragma unroll
     for (int j = 0; j < W; j++)
-      if (j >= skip) add_product(sum, w[j], xs[k + j]);
+      if (j >= skip && (!DOCUMENTS || c.place[row + k] >= W - 1 - j)) add_product(sum, w[j], xs[k + j]);
 #pragma unroll
     for (int v = 0; v < V; v++) sum[v] *= c.silu ? sigmoid(sum[v]) : R(1);
     store<T, V>(to + k * dy, sum);
   }
 }
 
-static Conv conv_of(int64_t B, int64_t L, int64_t E, int64_t W, bool silu, bool reverse, int64_t ld, int64_t tile) {
+static Conv conv_of(int64_t B, int64_t L, int64_t E, int64_t W, bool silu, bool reverse, int64_t ld, const int32_t *place, int64_t tile) {
   Conv c;
-  c.L = L, c.E = E, c.W = W, c.ld = ld, c.silu = silu, c.reverse = reverse;
+  c.place = place, c.L = L, c.E = E, c.W = W, c.ld = ld, c.silu = silu, c.reverse = reverse;
   c.tiles = (L + tile - 1) / tile, c.units = B * c.tiles;
   return c;
 }
@@ -117,15 +118,16 @@ template <class T, int V> static bool packed_weights(const void *weight, const v
 template <class T, int V, int W>
 static void run_forward(CabStream *s, const Conv &c, const void *x, const void *weight, const void *bias, void *y) {
   const dim3 grid(blocks_for(c.units, FORWARD_ROWS), blocks_for(c.E, LANES * V)), block(LANES, FORWARD_ROWS);
-  conv_forward<T, V, W><<<grid, block, 0, s->stream>>>(c, (const T *)x, (const Wide<T> *)weight, (const Wide<T> *)bias, (T *)y);
+  (c.place ? conv_forward<T, V, W, true> : conv_forward<T, V, W, false>)<<<grid, block, 0, s->stream>>>(
+      c, (const T *)x, (const Wide<T> *)weight, (const Wide<T> *)bias, (T *)y);
 }
 
 template <class T>
 static void conv1d_forward(CabStream *s, int64_t B, int64_t L, int64_t E, int64_t W, bool silu, bool reverse, const void *x,
-                           int64_t ld, const void *weight, const void *bias, void *y) {
+                           int64_t ld, const int32_t *place, const void *weight, const void *bias, void *y) {
   constexpr int V = Width<T>::value;
   if (B <= 0 || L <= 0 || E <= 0) return;
-  const Conv c = conv_of(B, L, E, W, silu, reverse, ld, FORWARD_TILE);
+  const Conv c = conv_of(B, L, E, W, silu, reverse, ld, place, FORWARD_TILE);
   const bool vector = E % V == 0 && packs<T, V>(x, ld) && packs<T, V>(y, E) && packed_weights<T, V>(weight, bias);
   void (*run)(CabStream *, const Conv &, const void *, const void *, const void *, void *) =
       vector ? W == 4 ? run_forward<T, V, 4> : run_forward<T, V, 8> : W == 4 ? run_forward<T, 1, 4> : run_forward<T, 1, 8>;
@@ -165,18 +167,19 @@ static __device__ void write_partial(const Conv &c, const Place &p, const Wide<T
 /* The registers of a thread. xs and gp are windows that slide by CHUNK steps: element W-1+k belongs to step i+k. */
 template <class R, int V, int W> struct March {
   R w[W][V], b[V], xs[W - 1 + CHUNK][V], gp[W - 1 + CHUNK][V], gw[W + 1][V];
+  int place[W - 1 + CHUNK]; /* of the steps of gp in their documents; unused without */
 };
 
 /* One step once its x and gy are there: gp, what it adds to gw, and the gx that is complete with it, that of W-1 steps
  * earlier. OWN: the step belongs to the tile, not to the next one. */
-template <bool OWN, class R, int V, int W>
+template <bool OWN, bool DOCUMENTS, class R, int V, int W>
 static __device__ __forceinline__ void march(March<R, V, W> &m, int k, int skip, bool silu, const R (&gy)[V], R (&gx)[V]) {
   R pre[V], (&gp)[V] = m.gp[W - 1 + k];
 #pragma unroll
   for (int v = 0; v < V; v++) pre[v] = m.b[v];
 #pragma unroll
   for (int j = 0; j < W; j++)
-    if (j >= skip) add_product(pre, m.w[j], m.xs[k + j]);
+    if (j >= skip && (!DOCUMENTS || m.place[W - 1 + k] >= W - 1 - j)) add_product(pre, m.w[j], m.xs[k + j]);
 #pragma unroll
   for (int v = 0; v < V; v++) {
     gp[v] = gy[v] * (silu ? silu_slope(pre[v], sigmoid(pre[v])) : R(1));
@@ -186,25 +189,26 @@ static __device__ __forceinline__ void march(March<R, V, W> &m, int k, int skip,
 #pragma unroll
   for (int j = 0; j < W; j++) {
     if (j < skip) continue;
-    if (OWN) add_product(m.gw[j], gp, m.xs[k + j]);
-    add_product(gx, m.w[j], m.gp[W - 1 + k - j]);
+    if (OWN && (!DOCUMENTS || m.place[W - 1 + k] >= W - 1 - j)) add_product(m.gw[j], gp, m.xs[k + j]);
+    if (!DOCUMENTS || m.place[W - 1 + k - j] >= W - 1 - j) add_product(gx, m.w[j], m.gp[W - 1 + k - j]);
   }
 }
 
 /* Steps i .. i+CHUNK-1 of a tile of `steps`; `left` steps have an x and a gradient, the others count as zeros. The
  * pointers are at step i: x and gy are read there, gx is written W-1 steps back. */
-template <bool OWN, bool ADD, class T, int V, int W>
+template <bool OWN, bool ADD, bool DOCUMENTS, class T, int V, int W>
 static __device__ __forceinline__ void march_chunk(const Conv &c, March<Wide<T>, V, W> &m, int i, int steps, int left,
-                                                   const T *x, int64_t dx, const T *gy, int64_t dgy, T *gx, int64_t dgx) {
+                                                   const int32_t *place, const T *x, int64_t dx, const T *gy, int64_t dgy, T *gx, int64_t dgx) {
   Wide<T> gys[CHUNK][V], sum[V];
 #pragma unroll
   for (int k = 0; k < CHUNK; k++) {
     if (i + k < left) load<T, V>(m.xs[W - 1 + k], x + k * dx), load<T, V>(gys[k], gy + k * dgy);
     else zero(m.xs[W - 1 + k]), zero(gys[k]);
+    if (DOCUMENTS) m.place[W - 1 + k] = i + k < left ? place[i + k] : 0;
   }
 #pragma unroll
   for (int k = 0; k < CHUNK; k++) {
-    march<OWN>(m, k, W == 4 ? 0 : W - (int)c.W, c.silu, gys[k], sum);
+    march<OWN, DOCUMENTS>(m, k, W == 4 ? 0 : W - (int)c.W, c.silu, gys[k], sum);
     const int done = i + k - (W - 1);
     if (!gx || (unsigned)done >= (unsigned)steps) continue;
     if (ADD) {
@@ -216,14 +220,16 @@ static __device__ __forceinline__ void march_chunk(const Conv &c, March<Wide<T>,
     store<T, V>(gx + (k - (W - 1)) * dgx, sum);
   }
 #pragma unroll
-  for (int k = 0; k < W - 1; k++)
+  for (int k = 0; k < W - 1; k++) {
+    if (DOCUMENTS) m.place[k] = m.place[k + CHUNK];
 #pragma unroll
     for (int v = 0; v < V; v++) m.xs[k][v] = m.xs[k + CHUNK][v], m.gp[k][v] = m.gp[k + CHUNK][v];
+  }
 }
 
 /* Block: LANES x BACKWARD_ROWS; grid: units / BACKWARD_ROWS x channel tiles. gx and partial may be NULL. ADD: to gx. Whole chunks make
  * a tile, so a step after its end in a chunk that starts inside is beyond the last token and adds zeros. */
-template <class T, int V, int W, bool ADD>
+template <class T, int V, int W, bool ADD, bool DOCUMENTS>
 static __global__ void __launch_bounds__(LANES *BACKWARD_ROWS, sizeof(T) == 8 ? 3 : 4)
     conv_backward(Conv c, const T *x, const Wide<T> *weight, const Wide<T> *bias, const T *gy, T *gx, int64_t gld,
                   Wide<T> *partial) {
@@ -244,10 +250,12 @@ static __global__ void __launch_bounds__(LANES *BACKWARD_ROWS, sizeof(T) == 8 ? 
       if (p.first + k >= W - 1) load<T, V>(m.xs[k], x + (k - (W - 1)) * dx);
       else zero(m.xs[k]);
       zero(m.gp[k]); /* of the tile before: reaches no gx of this one */
+      m.place[k] = 0;
     }
+    const int32_t *place = DOCUMENTS ? c.place + row : nullptr;
     for (int i = 0; i < steps + W - 1; i += CHUNK) {
-      if (i < steps) march_chunk<true, ADD>(c, m, i, steps, left, x, dx, gy, dgy, gx, dgx);
-      else march_chunk<false, ADD>(c, m, i, steps, left, x, dx, gy, dgy, gx, dgx);
+      if (i < steps) march_chunk<true, ADD, DOCUMENTS>(c, m, i, steps, left, place, x, dx, gy, dgy, gx, dgx);
+      else march_chunk<false, ADD, DOCUMENTS>(c, m, i, steps, left, place, x, dx, gy, dgy, gx, dgx);
       x += CHUNK * dx, gy += CHUNK * dgy;
       if (gx) gx += CHUNK * dgx;
     }
@@ -281,18 +289,21 @@ template <class T, int V, int W>
 static void run_backward(CabStream *s, const Conv &c, const void *x, const void *weight, const void *bias, const void *gy,
                          void *gx, int64_t gld, bool add_gx, void *partial) {
   const dim3 grid(blocks_for(c.units, BACKWARD_ROWS), blocks_for(c.E, LANES * V)), block(LANES, BACKWARD_ROWS);
-  (add_gx && gx ? conv_backward<T, V, W, true> : conv_backward<T, V, W, false>)<<<grid, block, 0, s->stream>>>(
+  const bool add = add_gx && gx;
+  auto *kernel = c.place ? add ? conv_backward<T, V, W, true, true> : conv_backward<T, V, W, false, true>
+                         : add ? conv_backward<T, V, W, true, false> : conv_backward<T, V, W, false, false>;
+  kernel<<<grid, block, 0, s->stream>>>(
       c, (const T *)x, (const Wide<T> *)weight, (const Wide<T> *)bias, (const T *)gy, (T *)gx, gld, (Wide<T> *)partial);
 }
 
 /* The caller's `partial`, sized for the CPU's few blocks, is left alone: here there is one partial sum per block. */
 template <class T>
 static void conv1d_backward(CabStream *s, int64_t B, int64_t L, int64_t E, int64_t W, bool silu, bool reverse, const void *x,
-                            int64_t ld, const void *weight, const void *bias, const void *gy, void *gx, int64_t gld,
-                            bool add_gx, void *gweight, void *gbias, void *) {
+                            int64_t ld, const int32_t *place, const void *weight, const void *bias, const void *gy, void *gx,
+                            int64_t gld, bool add_gx, void *gweight, void *gbias, void *) {
   constexpr int V = Width<T>::value;
   if (E <= 0) return;
-  const Conv c = conv_of(B, L, E, W, silu, reverse, ld, BACKWARD_TILE);
+  const Conv c = conv_of(B, L, E, W, silu, reverse, ld, place, BACKWARD_TILE);
   const bool parameters = gweight || gbias;
   const bool vector = E % V == 0 && packs<T, V>(x, ld) && packs<T, V>(gy, E) && packs<T, V>(gx, gld) &&
                       packed_weights<T, V>(weight, bias);

@@ -60,6 +60,11 @@ void K(gemm)(CabStream *stream, bool trans_a, bool trans_b, int64_t m, int64_t n
  * one after the other, each on all threads; also where they share C and so depend on each other. */
 enum { SMALL = 128 * 128 * 128 };
 
+void K(gemm_wide)(CabStream *stream, bool trans_a, bool trans_b, int64_t m, int64_t n, int64_t k, double alpha,
+                  const real *a, int64_t lda, const real *b, int64_t ldb, double beta, real *c, int64_t ldc) {
+  K(gemm)(stream, trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+}
+
 void K(gemm_batched)(CabStream *stream, bool trans_a, bool trans_b, int64_t m, int64_t n, int64_t k, double alpha,
                      const real *a, int64_t lda, int64_t stride_a, const real *b, int64_t ldb, int64_t stride_b,
                      double beta, real *c, int64_t ldc, int64_t stride_c, int64_t batch) {

@@ -202,6 +202,12 @@ static void gemm(CabStream *s, bool trans_a, bool trans_b, int64_t m, int64_t n,
 }
 
 template <class T>
+static void gemm_wide(CabStream *s, bool trans_a, bool trans_b, int64_t m, int64_t n, int64_t k, double alpha, const void *a,
+                      int64_t lda, const void *b, int64_t ldb, double beta, void *c, int64_t ldc) {
+  products(s, problem_of<T, Wide<T>>(s, trans_a, trans_b, m, n, k, lda, ldb, ldc), alpha, (const T *)a, (const T *)b, beta, (Wide<T> *)c);
+}
+
+template <class T>
 static void gemm_batched(CabStream *s, bool trans_a, bool trans_b, int64_t m, int64_t n, int64_t k, double alpha,
                          const void *a, int64_t lda, int64_t stride_a, const void *b, int64_t ldb, int64_t stride_b,
                          double beta, void *c, int64_t ldc, int64_t stride_c, int64_t batch) {
@@ -406,6 +412,7 @@ static void linear_backward(CabStream *s, int64_t rows, int64_t O, int64_t I, co
 }
 
 EXPORT(gemm)
+EXPORT(gemm_wide)
 EXPORT(gemm_batched)
 EXPORT(linear_forward)
 EXPORT(linear_backward)

@@ -6,6 +6,9 @@
 #include "kernel.h"
 TWIN(gemm, bool trans_a, bool trans_b, int64_t m, int64_t n, int64_t k, double alpha, const real *a, int64_t lda,
      const real *b, int64_t ldb, double beta, real *c, int64_t ldc);
+/* The same with a wide C. */
+TWIN(gemm_wide, bool trans_a, bool trans_b, int64_t m, int64_t n, int64_t k, double alpha, const real *a, int64_t lda,
+     const real *b, int64_t ldb, double beta, wide *c, int64_t ldc);
 TWIN(gemm_batched, bool trans_a, bool trans_b, int64_t m, int64_t n, int64_t k, double alpha, const real *a,
      int64_t lda, int64_t stride_a, const real *b, int64_t ldb, int64_t stride_b, double beta, real *c, int64_t ldc,
      int64_t stride_c, int64_t batch);

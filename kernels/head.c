@@ -175,3 +175,9 @@ void K(head_rows)(CabStream *stream, const HeadShape *s, int64_t first, int64_t 
              ce, kl);
   }
 }
+
+void K(head_scaled)(CabStream *stream, int64_t n, const real *x, const real *factor, real *y) {
+  (void)stream;
+#pragma omp parallel for schedule(static) if (n > 1 << 15)
+  for (int64_t i = 0; i < n; i += LANES) vec_store_n(y + i, *factor * vec_load_n(x + i, n - i), n - i);
+}

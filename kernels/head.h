@@ -11,16 +11,18 @@
 typedef enum { HEAD_FORWARD, HEAD_CROSS, HEAD_REVERSE, HEAD_JSD } HeadDivergence;
 typedef struct {
   int64_t B, L, vocab;
-  int64_t V, U, K;     /* entries of a row of logits, of the teacher's; of its top list, 0: whole rows */
+  int64_t V, U, K;     /* row strides of logits and of the teacher's; entries of its top list, 0: whole rows */
   double ce, kl, smoothing, temperature; /* weights of the two losses, 0: not computed */
   HeadDivergence divergence;
 } HeadShape;
 /* count [2]: rows that have a target, rows that count for the divergence; at least 1 each. */
 TWIN(head_count, int64_t B, int64_t L, const int32_t *ids, const int32_t *segment, wide *count);
 /* Rows first .. first + rows. logits [rows,V] without bias [V] (or NULL) on entry; gradient of ce/count[0] sum CE +
- * kl/count[1] sum divergence on return, 0 beyond vocab, if `gradient`. teacher [rows,U] likewise, overwritten, its bias [U]; or, with K,
- * teacher [rows,K] and its entries top [rows,K]: p is theirs, 0 elsewhere (FORWARD, CROSS). losses [2,B*L]: each row's share of
+ * kl/count[1] sum divergence on return, 0 from `vocab` to the next row, if `gradient`. teacher [rows,U] likewise, overwritten, its bias [U]; or, with K,
+ * teacher [rows,K] and its entries top [rows,K]: p is theirs, 0 elsewhere (FORWARD, CROSS); a row's entries differ. losses [2,B*L]: each row's share of
  * the two means (unweighted). segment, teacher, bias and top may be NULL. */
 TWIN(head_rows, const HeadShape *s, int64_t first, int64_t rows, const int32_t *ids, const int32_t *segment, const wide *count,
      real *logits, const wide *bias, real *teacher, const wide *teacher_bias, const int32_t *top, bool gradient, wide *losses);
+/* y = factor x; factor is one number. */
+TWIN(head_scaled, int64_t n, const real *x, const wide *factor, real *y);
 #endif

@@ -1,33 +1,6 @@
 /* loss.cu - losses of a softmax: cross entropy and KL. The others of loss.h are in loss_difference.cu. */
 #include "loss.cuh"
 
-/* max and sum of e^((x - max) scale) of the numbers seen so far. A NaN among them makes the sum NaN. */
-template <class W> struct Online {
-  W max, sum;
-  __device__ __forceinline__ Online() : max(-INFINITY), sum(0) {}
-  static __device__ __forceinline__ W shift(W max) { return max > W(-INFINITY) ? max : W(0); } /* -inf - -inf is no 0 */
-  __device__ __forceinline__ void raise(W top, W scale) {
-    sum = sum == 0 ? W(0) : sum * exp((max - top) * scale);
-    max = top;
-  }
-  template <int N> __device__ __forceinline__ void add(const W (&x)[N], W scale) {
-    W top = max;
-#pragma unroll
-    for (int k = 0; k < N; k++) top = x[k] > top ? x[k] : top;
-    if (top > max) raise(top, scale);
-    const W from = shift(max);
-#pragma unroll
-    for (int k = 0; k < N; k++) sum += exp((x[k] - from) * scale);
-  }
-  /* Over the block. Nothing but -inf has no softmax: NaN. */
-  __device__ __forceinline__ void join(W scale) {
-    const W top = row_max(max);
-    if (top > max) raise(top, scale);
-    sum = row_sum(sum);
-    if (max == W(-INFINITY)) sum = NAN;
-  }
-};
-
 /* ---- cross entropy ---------------------------------------------------------------------------- */
 
 /* Of a row: ignored, wrong (its loss and gradient are NaN), or fine. */

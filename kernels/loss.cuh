@@ -33,6 +33,33 @@ template <class W> __device__ __forceinline__ W row_max(W x) {
   return warp_max(lane < warps ? part[lane] : part[0]);
 }
 
+/* max and sum of e^((x - max) scale) of the numbers seen so far. A NaN among them makes the sum NaN. */
+template <class W> struct Online {
+  W max, sum;
+  __device__ __forceinline__ Online() : max(-INFINITY), sum(0) {}
+  static __device__ __forceinline__ W shift(W max) { return max > W(-INFINITY) ? max : W(0); } /* -inf - -inf is no 0 */
+  __device__ __forceinline__ void raise(W top, W scale) {
+    sum = sum == 0 ? W(0) : sum * exp((max - top) * scale);
+    max = top;
+  }
+  template <int N> __device__ __forceinline__ void add(const W (&x)[N], W scale) {
+    W top = max;
+#pragma unroll
+    for (int k = 0; k < N; k++) top = x[k] > top ? x[k] : top;
+    if (top > max) raise(top, scale);
+    const W from = shift(max);
+#pragma unroll
+    for (int k = 0; k < N; k++) sum += exp((x[k] - from) * scale);
+  }
+  /* Over the block. Nothing but -inf has no softmax: NaN. */
+  __device__ __forceinline__ void join(W scale) {
+    const W top = row_max(max);
+    if (top > max) raise(top, scale);
+    sum = row_sum(sum);
+    if (max == W(-INFINITY)) sum = NAN;
+  }
+};
+
 /* out = factor sum / counted, counted (or 1 where it is 0 or `counts` is NULL) in a fixed order. */
 template <class W>
 static __global__ void __launch_bounds__(LAST) add_blocks(int64_t n, const double *sums, const double *counts, double factor, W *out) {

@@ -256,9 +256,9 @@ static double backward_chunk(const Chunk *k, bool log, real D, const real *S, co
 }
 
 void K(ssd_backward)(CabStream *stream, const SsdShape *s, const real *x, const real *a, const real *b, const real *c,
-                     const real *dt, const real *D, const int32_t *segment, const real *h, const real *gy, real *carry,
-                     real *gx, real *ga, real *gb, real *gc, real *gdt, real *gD, real *partial) {
-  (void)stream;
+                     const real *dt, const real *D, const real *start, const int32_t *segment, const real *h, const real *gy,
+                     real *carry, real *gx, real *ga, real *gb, real *gc, real *gdt, real *gD, real *partial) {
+  (void)stream, (void)start;
   const int64_t chunks = (s->L + s->chunk - 1) / s->chunk, size = s->P * s->N, each = s->H / s->G;
   const int64_t ldx = s->H * s->P, ldb = s->G * s->N;
 #pragma omp parallel for schedule(dynamic)

@@ -16,12 +16,12 @@ typedef struct {
   int64_t ldx, ldb, ldc;
 } SsdShape;
 /* start [B,H,P,N] may be NULL (zeros), and so may dt, D [H], segment [B,L]. state [B,H,P,N]: after the last token. h keeps
- * the entry state of each chunk, [B,chunks,H,P,N]; NULL: no gradient wanted. */
+ * the entry state of each chunk, [B,chunks,H,P,N]; NULL: no gradient wanted. A GPU keeps none and goes forward again from `start`. */
 TWIN(ssd_forward, const SsdShape *s, const real *x, const real *a, const real *b, const real *c, const real *dt, const wide *D,
      const wide *start, const int32_t *segment, real *y, wide *state, wide *h);
 /* Gradients are overwritten, contiguous; gdt, gD may be NULL where dt, D are. carry [B,H,P,N]: gradient of the last state on
  * entry (zeros: none), of the start on return. partial: scratch of B*H, for gD. */
 TWIN(ssd_backward, const SsdShape *s, const real *x, const real *a, const real *b, const real *c, const real *dt, const wide *D,
-     const int32_t *segment, const wide *h, const real *gy, wide *carry, real *gx, real *ga, real *gb, real *gc, real *gdt,
+     const wide *start, const int32_t *segment, const wide *h, const real *gy, wide *carry, real *gx, real *ga, real *gb, real *gc, real *gdt,
      wide *gD, wide *partial);
 #endif

@@ -1,8 +1,8 @@
 --- Phi-Mamba of 123 M parameters from distilGPT2: the bridge alone, then soft labels with next-token cross-entropy. The language
 --- setting of arXiv:2510.19266. preset=soft: soft labels alone; preset=4B: twice the tokens.
 ---
---- The published code aligns with raw q and k and an MLP as wide as the teacher; `align` here does too (map = "none"). The scan,
---- the head and rotary positions have no GPU kernels yet: this recipe is for many cores, or a few million tokens.
+--- The published code aligns with raw q and k and an MLP as wide as the teacher; `align` here does too (map = "none"). On a GPU
+--- add precision=bf16.
 local cab = require "cab"
 local length = 1024
 return cab.recipe {
@@ -14,7 +14,7 @@ return cab.recipe {
     { loss = { soft = { weight = 1, hard = 1 } }, tokens = "2B" },
   },
   optim    = { "adamw", lr = 2e-5, weight_decay = 0.1, schedule = "cosine", warmup = "10 %", clip = 1 },
-  batch    = 32, seed = 0, device = "cpu",
+  batch    = 32, seed = 0,
   eval     = { every = "50M tokens", tokens = 250000, stride = 512 },
   presets  = {
     soft   = function(r) table.remove(r.stages, 1) end,

@@ -3,7 +3,7 @@
 local core = require "cab.core"
 local op = core.ops
 local tensors, cases = {}, {}
-local CPU_ONLY = { ssd = true, rotary = true, head_loss = true } -- rows without CUDA kernels
+local CPU_ONLY = {} -- rows without CUDA kernels
 local M = { tensors = tensors, calls = {} }
 
 for _, name in ipairs { "ops", "bridge", "language" } do
@@ -41,6 +41,9 @@ local function call(case)
     for name, value in pairs(case.options) do args[name] = value end
     for name, value in pairs(t) do args[name] = value end
     local outputs = { op[case.op](args) }
+    for i, o in ipairs(outputs) do
+      if o:dtype() == "i32" then outputs[i] = o:to "f64" end
+    end
     return table.unpack(outputs, 1, case.outputs)
   end
   if #case.grads > 0 then

@@ -1,6 +1,7 @@
--- The tiny language pair, its losses and every gradient against an independent f64 autograd reference.
+-- The tiny language pair, its losses and every gradient against an independent f64 autograd reference, on each device.
 local core = require "cab.core"
 local cab = require "cab"
+local devices = require "devices"
 local parity = require "parity"
 local op = core.ops
 
@@ -9,25 +10,27 @@ local params = core.load(FOLDER .. "lang_tiny_params.safetensors")
 local ref = core.load(FOLDER .. "lang_tiny_ref_fp64.safetensors")
 local ids = params["input.ids"]
 
-local function plain(t) return t:detach():to "f64" end
+local function plain(t) return t:detach():to("cpu"):to "f64" end
 
 local function close(a, name, tolerance)
   local d = parity.l2(plain(a), assert(ref[name], name))
   assert.is_true(d <= tolerance, ("%s: relative L2 error %.3g"):format(name, d))
 end
 
-local function models(dtype, chunk)
-  local student = cab.models.phi_mamba { dim = 64, depth = 2, heads = 4, state = 16, chunk = chunk }:build { vocab = 211, dtype = dtype }
-  local teacher = cab.models.gpt2 { dim = 64, depth = 2, heads = 4, positions = 48 }:build { vocab = 211, dtype = dtype }
+-- what: { dtype=, device=, precision=, chunk=, blocks=: the losses by op.head_loss, a few rows at a time }
+local function models(what)
+  local extra = { vocab = 211, dtype = what.dtype, device = what.device, precision = what.precision }
+  local student = cab.models.phi_mamba { dim = 64, depth = 2, heads = 4, state = 16, chunk = what.chunk }:build(extra)
+  local teacher = cab.models.gpt2 { dim = 64, depth = 2, heads = 4, positions = 48 }:build(extra)
   student:load(params, "student.")
   cab.models.load(teacher, params, "teacher.")
   return student, teacher:freeze()
 end
 
-local function bridge_of(student, teacher, dtype)
+local function bridge_of(student, teacher, what)
   local pairing = cab.pairs.new { student = student, teacher = teacher }
   local bridge = cab.strategy.create { "attention_bridge", hidden = 64, map = "none" }
-  bridge:prepare(pairing, { dtype = dtype })
+  bridge:prepare(pairing, { dtype = what.dtype, device = what.device })
   bridge:load(params)
   return pairing, bridge
 end
@@ -40,17 +43,25 @@ local modes = {
 }
 
 -- ce: shifted by one; kl: cross-entropy with the teacher's softmax over all positions, without the teacher's entropy.
-local function losses(student, teacher, dtype)
-  local pairing, bridge = bridge_of(student, teacher, dtype)
-  local teacher_logits, teacher_taps = teacher:forward(ids, { q = true, k = true })
-  local logits, taps = student:forward(ids, { B = true, C = true })
+local function losses(student, teacher, what)
+  local pairing, bridge = bridge_of(student, teacher, what)
+  local tokens, segment = ids:to(what.device), core.zeros({ 2, 48 }, "i32", what.device)
+  local ty, teacher_taps = teacher:body(tokens, { q = true, k = true }, { segment = segment })
+  local y, taps = student:body(tokens, { B = true, C = true }, { segment = segment })
+  local teacher_logits, logits = teacher:logits(ty), student:logits(y)
   pairing:step(taps, teacher_taps)
-  local V, targets = 211, ids:slice(2, 2, 48):reshape(94)
-  local l = {
-    align = bridge:run(pairing, {}),
-    ce = op.cross_entropy(logits:slice(2, 1, 47):reshape(94, V), targets),
-    kl = op.cross_entropy(logits:reshape(96, V), nil, op.softmax(teacher_logits):reshape(96, V)),
-  }
+  local V, targets, l = 211, tokens:slice(2, 2, 48):clone():reshape(94), { align = bridge:run(pairing, {}) }
+  if what.blocks then
+    local w, b = student:head()
+    local function head(o)
+      for name, t in pairs { x = y, w = w, b = b, ids = tokens, tx = ty, tw = teacher:head(), rows = what.blocks } do o[name] = t end
+      return (op.head_loss(o))
+    end
+    l.ce, l.kl = head {}, head { ce = 0, kl = 1, divergence = "cross" }
+  else
+    l.ce = op.cross_entropy(logits:slice(2, 1, 47):reshape(94, V), targets)
+    l.kl = op.cross_entropy(logits:reshape(96, V), nil, op.cast(op.softmax(teacher_logits), { to = what.dtype }):reshape(96, V))
+  end
   return l, bridge, { logits = logits, taps = taps, teacher_logits = teacher_logits, teacher_taps = teacher_taps }
 end
 
@@ -77,35 +88,45 @@ local function check_gradients(mode, student, bridge, tolerance)
   assert.equal(expected, seen)
 end
 
-for _, case in ipairs { { "f64", 1e-9, 1e-9 }, { "f32", 1e-5, 1e-4 } } do
-  local dtype, output, gradient = table.unpack(case)
-  for _, chunk in ipairs { 16, 1, 48, 13 } do
-    describe(("language goldens in %s, chunk %d"):format(dtype, chunk), function()
-      for mode, total in pairs(modes) do
-        it("has the reference's outputs, losses and gradients: " .. mode, function()
-          local scope <close> = core.scope()
-          local student, teacher = models(dtype, chunk)
-          local l, bridge, got = losses(student, teacher, dtype)
-          close(got.logits, "student_logits", output)
-          close(got.teacher_logits, "teacher_logits", output)
-          for i = 1, 2 do
-            for _, name in ipairs { "q", "k" } do -- [b,l,H*P] -> [b,H,l,P]
-              close(got.teacher_taps[name][i]:reshape(2, 48, 4, 16):permute(1, 3, 2, 4), ("teacher.%d.%s"):format(i - 1, name), output)
-            end
-            for _, name in ipairs { "B", "C" } do
-              close(got.taps[name][i]:reshape(2, 48, 4, 16), ("student.%d.%s"):format(i - 1, name), output)
-            end
+local function goldens(case)
+  local where = ("%s on %s, chunk %d%s"):format(case.precision or case.dtype, case.device, case.chunk, case.blocks and ", losses in blocks" or "")
+  describe("language goldens in " .. where, function()
+    for mode, total in pairs(modes) do
+      it("has the reference's outputs, losses and gradients: " .. mode, function()
+        local scope <close> = core.scope()
+        local student, teacher = models(case)
+        local l, bridge, got = losses(student, teacher, case)
+        close(got.logits, "student_logits", case.output)
+        close(got.teacher_logits, "teacher_logits", case.output)
+        for i = 1, 2 do
+          for _, name in ipairs { "q", "k" } do -- [b,l,H*P] -> [b,H,l,P]
+            close(got.teacher_taps[name][i]:reshape(2, 48, 4, 16):permute(1, 3, 2, 4), ("teacher.%d.%s"):format(i - 1, name), case.output)
           end
-          for name, value in pairs(l) do close(value:reshape(1), "loss." .. name, output) end
-          local sum = total(l)
-          close(sum:reshape(1), "loss." .. mode, output)
-          sum:backward()
-          check_gradients(mode, student, bridge, gradient)
-        end)
-      end
-    end)
-  end
+          for _, name in ipairs { "B", "C" } do
+            close(got.taps[name][i]:reshape(2, 48, 4, 16), ("student.%d.%s"):format(i - 1, name), case.output)
+          end
+        end
+        for name, value in pairs(l) do close(value:reshape(1), "loss." .. name, case.output) end
+        local sum = total(l)
+        close(sum:reshape(1), "loss." .. mode, case.output)
+        sum:backward()
+        check_gradients(mode, student, bridge, case.gradient)
+      end)
+    end
+  end)
 end
+
+devices.each(function(device)
+  for _, chunk in ipairs { 16, 1, 48, 13 } do
+    for _, blocks in ipairs { false, 7 } do
+      goldens { device = device, dtype = "f64", chunk = chunk, blocks = blocks, output = 1e-9, gradient = 1e-9 }
+      goldens { device = device, dtype = "f32", chunk = chunk, blocks = blocks, output = 1e-5, gradient = 1e-4 }
+    end
+  end
+  if device ~= "cpu" then
+    goldens { device = device, dtype = "f32", precision = "bf16", chunk = 16, blocks = 7, output = 2e-2, gradient = 5e-2 }
+  end
+end)
 
 -- ---- models against PyTorch ------------------------------------------------------------------------------------------------
 

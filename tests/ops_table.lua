@@ -29,15 +29,17 @@ end
 -- Ops without a kernel of their own name.
 local elsewhere = {
   cast = "core/tensor/tensor.c", -- cab_tensor_to
-  head_loss = "kernels/loss.h", -- linear and cross_entropy, block by block of rows
+  head_loss = "kernels/head.h", -- between two products
 }
 
 --- name -> {row, kernel, reference: paths, help: text}; what is not found is nil.
 function M.places()
   local rows, headers = contents("core/ops", "%.c$"), contents("kernels", "%.h$")
-  local tensors, metadata = core.load "tests/fixtures/ops.safetensors"
   local cases = {}
-  for _, case in ipairs(core.json_decode(metadata.cases)) do cases[case.op] = tensors and "tests/reference/ops.py" end
+  for _, name in ipairs { "language", "bridge", "ops" } do
+    local tensors, metadata = core.load("tests/fixtures/" .. name .. ".safetensors")
+    for _, case in ipairs(core.json_decode(metadata.cases)) do cases[case.op] = tensors and ("tests/reference/%s.py"):format(name) end
+  end
   local other, list = contents("tests/reference", "%.py$"), {}
   for name in pairs(core.ops) do
     local upper = name:upper()

@@ -1,4 +1,4 @@
---- Training steps on random images: the trainer's own job and step, without files.
+--- Training steps on random images or random ids: the trainer's own job and step, without files.
 local cab = require "cab"
 local core = require "cab.core"
 local steps = require "cab.step"
@@ -47,6 +47,27 @@ function Images:loader(_, o)
   return feed
 end
 
+local Text = { batches = Images.batches, loader = Images.loader }
+Text.__index = Text
+
+-- ids i32 [b,l] and the numbers of their documents, three to a row unless it is one, on the CPU.
+function Text:batch(b, n)
+  local l, rows = self.length, {}
+  for i = 1, b do
+    local row, borders = {}, self.packed and { (i * 7 + n) % l, (i * 13 + 5 * n) % l } or { l, l }
+    for t = 1, l do row[t] = (t > borders[1] and 1 or 0) + (t > borders[2] and 1 or 0) end
+    rows[i] = row
+  end
+  return core.uniform({ b, l }, 0, self.vocab, n, "ids", "f64"):to "i32", core.tensor(rows, "i32")
+end
+
+function Text.normalise(_, ids) return ids end
+
+local function ids_of(o, device)
+  return setmetatable({ notes = {}, vocab = o.vocab, length = o.length, packed = o.packed, device = core.device(device),
+    count = { train = 1000 * o.batch, test = o.batch } }, Text)
+end
+
 local function images(o, device)
   return setmetatable({ notes = {}, classes = o.classes, channels = o.channels, size = o.image, device = core.device(device),
     count = { train = 1000 * o.batch, test = o.batch } }, Images)
@@ -58,15 +79,15 @@ end
 local Training = {}
 Training.__index = Training
 
---- o: image, channels, classes, batch; student, teacher (descriptions); loss (a stage's terms); device, precision, capture;
---- optim. @return Training
+--- o: image, channels, classes or, of text, vocab, length, packed (rows of several documents); batch; student, teacher (descriptions);
+--- loss (a stage's terms); device, precision, capture; optim. @return Training
 function M.new(o)
   local recipe = cab.recipe.resolve {
-    data = cab.data.fashion {}, student = o.student, teacher = o.teacher, batch = o.batch, device = o.device or "cpu",
+    data = o.vocab and cab.data.text {} or cab.data.fashion {}, student = o.student, teacher = o.teacher, batch = o.batch, device = o.device or "cpu",
     precision = o.precision, capture = o.capture, optim = o.optim, stages = { { loss = o.loss, steps = 100000 } },
   }
   local build = cab.data.build
-  cab.data.build = function(_, device) return images(o, device) end
+  cab.data.build = function(_, device) return (o.vocab and ids_of or images)(o, device) end
   local ok, job = pcall(cab.job.build, recipe)
   cab.data.build = build
   if not ok then error(job, 0) end
@@ -92,8 +113,16 @@ end
 function Training:captured() return self.stepper.graph ~= nil end
 function Training:close() self.stepper:close() end
 
---- A small Vision Mamba with the bridge under a small ViT, and a ViT alone.
+--- A small Vision Mamba with the bridge under a small ViT, a ViT alone, and a small Phi-Mamba with the bridge under a small GPT-2.
 function M.tiny(kind, o)
+  if kind == "phi_mamba" then
+    local t = { vocab = 67, length = 37, packed = true, batch = 3, optim = { clip = 1 }, loss = { soft = { weight = 1, hard = 1 },
+      align = { "attention_bridge", hidden = 7, map = "none" } } }
+    t.student = cab.models.phi_mamba { dim = 24, depth = 2, heads = 3, state = 5 }
+    t.teacher = cab.models.gpt2 { dim = 24, depth = 2, heads = 3, positions = 37 }
+    for k, v in pairs(o or {}) do t[k] = v end
+    return M.new(t)
+  end
   local t = { image = 8, channels = 3, classes = 5, batch = 3, optim = { ema = 0.9, clip = 1 } }
   if kind == "vim" then
     t.student = cab.models.vim { dim = 24, depth = 2, patch = 4, state = 5 }

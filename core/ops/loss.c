@@ -99,7 +99,8 @@ static CabStatus head_numbers(const CabCall *c) {
   if (!(o[HEAD_CE] >= 0) || !(o[HEAD_KL] >= 0)) return cab_call_fail(c, "'ce' is %g and 'kl' %g, expected weights of at least 0", o[HEAD_CE], o[HEAD_KL]);
   if (!(o[HEAD_TEMPERATURE] > 0)) return cab_call_fail(c, "'temperature' is %g, expected above 0", o[HEAD_TEMPERATURE]);
   if (!(o[HEAD_SMOOTHING] >= 0 && o[HEAD_SMOOTHING] <= 1)) return cab_call_fail(c, "'smoothing' is %g, expected 0 to 1", o[HEAD_SMOOTHING]);
-  if (o[HEAD_ROWS] != (double)(int64_t)o[HEAD_ROWS] || o[HEAD_ROWS] < 1) return cab_call_fail(c, "'rows' is %g, expected a whole number from 1", o[HEAD_ROWS]);
+  if (o[HEAD_ROWS] != (double)(int64_t)o[HEAD_ROWS] || o[HEAD_ROWS] < 0)
+    return cab_call_fail(c, "'rows' is %g, expected a whole number, 0: the device's", o[HEAD_ROWS]);
   return CAB_OK;
 }
 
@@ -138,56 +139,75 @@ static CabStatus head_check(CabCall *c) {
 
 typedef struct { /* a call of head_loss: its shape and what it holds of one block of rows */
   HeadShape s;
-  bool whole, part; /* the teacher's states and head, or its largest logits */
+  bool whole, part;   /* the teacher's states and head, or its largest logits */
+  CabCall wide;       /* the call, for twins on losses, which are wide */
+  CabTensor *w, *tw;  /* weights in the call's dtype */
   CabTensor *logits, *teacher, *losses, *count, *sums;
 } Head;
+
+/* A block of rows where the recipe does not say: on a GPU each adds once to gw, which is long. */
+enum { HEAD_BLOCK = 256, HEAD_BLOCK_GPU = 1024, HEAD_PAD = 64 /* row strides of logits, for products at full speed */ };
+static int64_t head_padded(int64_t n) { return (n + HEAD_PAD - 1) / HEAD_PAD * HEAD_PAD; }
 
 static const char *head_row_of(const CabCall *c, int input, int64_t row, int64_t ld) {
   return (const char *)cab_tensor_data(c->in[input]) + (size_t)(row * ld) * cab_dtype_size(c->dtype);
 }
 
+/* w in the call's dtype: itself, or a copy that lives as long as the call. NULL: error slot. */
+static CabTensor *head_weights(CabCall *c, CabTensor *w) {
+  if (w->dtype == c->dtype) return w;
+  const int64_t count = cab_tensor_count(w);
+  CabTensor *copy = cab_scratch(c, c->dtype, count), *flat = copy ? cab_reshape(w, 1, &count) : NULL;
+  const bool fine = flat && !cab_tensor_copy(copy, flat);
+  cab_tensor_release(flat);
+  return fine ? copy : NULL;
+}
+
 static CabStatus head_open(CabCall *c, int64_t block, Head *h) {
   CabTensor **in = c->in;
   const double *o = c->option;
-  if (c->dtype == CAB_BF16) return cab_call_fail(c, "bf16 is not supported, expected f32 or f64");
+  const CabDtype wide = cab_wide(c->dtype);
   h->whole = in[HEAD_TX] && o[HEAD_KL] != 0, h->part = in[HEAD_TOP] && o[HEAD_KL] != 0;
-  h->s = (HeadShape){.B = cab_dim(c, 'B'), .L = cab_dim(c, 'L'), .vocab = cab_dim(c, 'N'), .V = cab_dim(c, 'V'),
-                     .U = h->whole ? cab_dim(c, 'U') : 0, .K = h->part ? cab_dim(c, 'K') : 0, .ce = o[HEAD_CE], .kl = o[HEAD_KL],
-                     .smoothing = o[HEAD_SMOOTHING], .temperature = o[HEAD_TEMPERATURE],
+  h->s = (HeadShape){.B = cab_dim(c, 'B'), .L = cab_dim(c, 'L'), .vocab = cab_dim(c, 'N'), .V = head_padded(cab_dim(c, 'V')),
+                     .U = h->whole ? head_padded(cab_dim(c, 'U')) : 0, .K = h->part ? cab_dim(c, 'K') : 0, .ce = o[HEAD_CE],
+                     .kl = o[HEAD_KL], .smoothing = o[HEAD_SMOOTHING], .temperature = o[HEAD_TEMPERATURE],
                      .divergence = (HeadDivergence)o[HEAD_DIVERGENCE]};
   if (h->part && h->s.K == 0) return cab_call_fail(c, "'top' is empty");
+  h->w = head_weights(c, in[HEAD_W]);
+  h->tw = h->w && h->whole ? head_weights(c, in[HEAD_TW]) : NULL;
   h->logits = cab_scratch(c, c->dtype, block * h->s.V);
   h->teacher = cab_scratch(c, c->dtype, block * (h->part ? h->s.K : h->s.U));
-  h->losses = cab_scratch(c, c->dtype, 2 * h->s.B * h->s.L);
-  h->count = cab_scratch(c, c->dtype, 2);
-  h->sums = cab_scratch(c, c->dtype, h->s.V);
-  return h->logits && h->teacher && h->losses && h->count && h->sums ? CAB_OK : cab_error()->code;
+  h->losses = cab_scratch(c, wide, 2 * h->s.B * h->s.L);
+  h->count = cab_scratch(c, wide, 2);
+  h->sums = cab_scratch(c, wide, cab_dim(c, 'V'));
+  h->wide = *c, h->wide.dtype = wide;
+  return h->w && (h->tw || !h->whole) && h->logits && h->teacher && h->losses && h->count && h->sums ? CAB_OK : cab_error()->code;
 }
 
 /* Logits of both sides without their biases; of a list the teacher's, a copy: they become probabilities. */
 static CabStatus head_logits(CabCall *c, const Head *h, int64_t first, int64_t rows) {
   CabTensor **in = c->in;
   const int64_t D = cab_dim(c, 'D'), ldx = cab_ld(in[HEAD_X]), K = h->s.K;
-  RUN(c, gemm, false, true, rows, h->s.V, D, 1, head_row_of(c, HEAD_X, first, ldx), ldx, CAB_DATA(in[HEAD_W]), D, 0,
+  RUN(c, gemm, false, true, rows, cab_dim(c, 'V'), D, 1, head_row_of(c, HEAD_X, first, ldx), ldx, CAB_DATA(h->w), D, 0,
       CAB_DATA(h->logits), h->s.V);
   if (h->part) RUN(c, affine, rows * K, 1.0, 0.0, head_row_of(c, HEAD_TOP_LOGITS, first, K), CAB_DATA(h->teacher));
   if (!h->whole) return CAB_OK;
   const int64_t E = cab_dim(c, 'E'), ldt = cab_ld(in[HEAD_TX]);
-  RUN(c, gemm, false, true, rows, h->s.U, E, 1, head_row_of(c, HEAD_TX, first, ldt), ldt, CAB_DATA(in[HEAD_TW]), E, 0,
+  RUN(c, gemm, false, true, rows, cab_dim(c, 'U'), E, 1, head_row_of(c, HEAD_TX, first, ldt), ldt, CAB_DATA(h->tw), E, 0,
       CAB_DATA(h->teacher), h->s.U);
   return CAB_OK;
 }
 
 /* gx of the block, and its part of gw and gb: g^T x, column sums of g. */
 static CabStatus head_block_gradient(CabCall *c, const Head *h, int64_t first, int64_t rows) {
-  const int64_t D = cab_dim(c, 'D'), V = h->s.V, ldx = cab_ld(c->in[HEAD_X]);
+  const int64_t D = cab_dim(c, 'D'), V = cab_dim(c, 'V'), ld = h->s.V, ldx = cab_ld(c->in[HEAD_X]);
   const void *g = CAB_DATA(h->logits);
   char *gx = (char *)cab_tensor_data(c->out[2]) + (size_t)(first * D) * cab_dtype_size(c->dtype);
-  RUN(c, gemm, false, false, rows, D, V, 1, g, V, CAB_DATA(c->in[HEAD_W]), D, 0, gx, D);
-  RUN(c, gemm, true, false, V, D, rows, 1, g, V, head_row_of(c, HEAD_X, first, ldx), ldx, first > 0, CAB_DATA(c->out[3]), D);
+  RUN(c, gemm, false, false, rows, D, V, 1, g, ld, CAB_DATA(h->w), D, 0, gx, D);
+  RUN(c, gemm_wide, true, false, V, D, rows, 1, g, ld, head_row_of(c, HEAD_X, first, ldx), ldx, first > 0, CAB_DATA(c->out[3]), D);
   if (!c->in[HEAD_B]) return CAB_OK;
-  RUN(c, column_sum, rows, V, g, V, first > 0 ? CAB_DATA(h->sums) : CAB_DATA(c->out[4]));
-  if (first > 0) RUN(c, axpy, V, 1.0, CAB_DATA(h->sums), CAB_DATA(c->out[4]));
+  RUN(c, column_sum, rows, V, g, ld, first > 0 ? CAB_DATA(h->sums) : CAB_DATA(c->out[4]));
+  if (first > 0) RUN(&h->wide, axpy, V, 1.0, CAB_DATA(h->sums), CAB_DATA(c->out[4]));
   return CAB_OK;
 }
 
@@ -204,22 +224,24 @@ static CabStatus head_block(CabCall *c, const Head *h, int64_t first, int64_t ro
 /* parts = sums of the rows' shares; y = ce parts[0] + kl parts[1]. */
 static CabStatus head_sum(CabCall *c, const Head *h) {
   const int64_t one = 1, two = 2;
+  const CabCall *wide = &h->wide;
   char *weights = cab_tensor_data(h->count), *products = cab_tensor_data(h->losses);
-  RUN(c, sum_middle, 2, h->s.B * h->s.L, 1, 1.0, CAB_DATA(h->losses), CAB_DATA(c->out[1]));
+  RUN(wide, sum_middle, 2, h->s.B * h->s.L, 1, 1.0, CAB_DATA(h->losses), CAB_DATA(c->out[1]));
   if (h->s.B * h->s.L == 0) { /* no block wrote anything */
     for (int i = 3; c->wants_grad && i <= 4; i++) CAB_TRY(cab_tensor_fill(c->out[i], 0));
     return cab_tensor_fill(c->out[0], 0);
   }
-  RUN(c, fill, 1, h->s.ce, weights);
-  RUN(c, fill, 1, h->s.kl, weights + cab_dtype_size(c->dtype));
-  RUN(c, binary, BINARY_MUL, 1, &two, weights, &one, CAB_DATA(c->out[1]), &one, products);
-  RUN(c, sum_middle, 1, 2, 1, 1.0, products, CAB_DATA(c->out[0]));
+  RUN(wide, fill, 1, h->s.ce, weights);
+  RUN(wide, fill, 1, h->s.kl, weights + cab_dtype_size(wide->dtype));
+  RUN(wide, binary, BINARY_MUL, 1, &two, weights, &one, CAB_DATA(c->out[1]), &one, products);
+  RUN(wide, sum_middle, 1, 2, 1, 1.0, products, CAB_DATA(c->out[0]));
   return CAB_OK;
 }
 
 static CabStatus head_apply(CabCall *c) {
   const int64_t all = cab_dim(c, 'B') * cab_dim(c, 'L');
-  const int64_t block = c->option[HEAD_ROWS] < (double)all ? (int64_t)c->option[HEAD_ROWS] : all;
+  const double given = c->option[HEAD_ROWS], most = given != 0 ? given : c->device == cab_cpu() ? HEAD_BLOCK : HEAD_BLOCK_GPU;
+  const int64_t block = most < (double)all ? (int64_t)most : all;
   Head h;
   CAB_TRY(head_open(c, block, &h));
   RUN(c, head_count, h.s.B, h.s.L, CAB_DATA(c->in[HEAD_IDS]), CAB_DATA(c->in[HEAD_SEGMENT]), CAB_DATA(h.count));
@@ -228,18 +250,19 @@ static CabStatus head_apply(CabCall *c) {
 }
 
 /* The gradients are there but for the factor that arrives. */
-static CabStatus head_scaled(CabCall *c, int input, CabTensor *kept) {
+static CabStatus head_scale(CabCall *c, int input, CabTensor *kept) {
+  CabCall call = *c;
   if (!c->gin[input]) return CAB_OK;
-  const int64_t n = cab_tensor_count(c->gin[input]), one = 1, none = 0;
-  RUN(c, binary, BINARY_MUL, 1, &n, CAB_DATA(kept), &one, CAB_DATA(c->gout[0]), &none, CAB_DATA(c->gin[input]));
+  call.dtype = kept->dtype;
+  RUN(&call, head_scaled, cab_tensor_count(kept), CAB_DATA(kept), CAB_DATA(c->gout[0]), CAB_DATA(c->gin[input]));
   return CAB_OK;
 }
 
 static CabStatus head_gradient(CabCall *c) {
   if (c->gout[1]) return cab_call_fail(c, "'parts' are for reading: no gradient goes through them");
-  CAB_TRY(head_scaled(c, HEAD_X, c->out[2]));
-  CAB_TRY(head_scaled(c, HEAD_W, c->out[3]));
-  return head_scaled(c, HEAD_B, c->out[4]);
+  CAB_TRY(head_scale(c, HEAD_X, c->out[2]));
+  CAB_TRY(head_scale(c, HEAD_W, c->out[3]));
+  return head_scale(c, HEAD_B, c->out[4]);
 }
 
 const CabOp cab_ops_loss[] = {
@@ -254,9 +277,9 @@ const CabOp cab_ops_loss[] = {
    "mean over matrices of |a - b|_F; gradient 0 at a = b", NULL, NULL},
   {"head_loss",
    "x~[B,L,D] w^[V,D] b^[V]? ids:i32[B,L] segment:i32[B,L]? tx~[B,L,E]? tw^[U,E]? tb^[U]? top:i32[B,L,K]? top_logits[B,L,K]? | "
-   "ce=1 kl=0 divergence=forward|cross|reverse|jsd temperature=1 smoothing=0 vocab=0 rows=256 -> y^[] parts^[2] ~gx[R,D] ~gw^[S,D] ~gb^[S]",
+   "ce=1 kl=0 divergence=forward|cross|reverse|jsd temperature=1 smoothing=0 vocab=0 rows=0 -> y^[] parts^[2] ~gx[R,D] ~gw^[S,D] ~gb^[S]",
    head_apply, head_gradient, "gx gw gb",
-   "of logits x w^T + b, `rows` tokens at a time: ce times cross-entropy with the next id of the segment + kl times a divergence from "
+   "of logits x w^T + b, `rows` tokens at a time (0: as the device likes): ce times cross-entropy with the next id of the segment + kl times a divergence from "
    "the teacher's tx tw^T + tb or its largest logits; parts: both, unweighted (arXiv 1503.02531; generalised JSD: 2306.13649)",
    head_check, NULL},
   {0},

@@ -8,6 +8,7 @@
 #include "gemm.h"
 #include "norm.h"
 #include "op.h"
+#include "places.h"
 #include "rotary.h"
 
 /* ---- linear --------------------------------------------------------------------------------- */
@@ -64,7 +65,7 @@ static CabStatus layer_gradient(CabCall *c) { return norm_gradient(c, false); }
 static CabStatus rms_apply(CabCall *c) { return norm_apply(c, true); }
 static CabStatus rms_gradient(CabCall *c) { return norm_gradient(c, true); }
 
-/* ---- attention: in q k v, out y map lse ------------------------------------------------------ */
+/* ---- attention: in q k v place, out y map lse ------------------------------------------------------ */
 
 /* The kernel reads q, k and v with one row stride, as thirds of a packed projection have. Sets H heads, K map tokens. */
 static CabStatus attention_check(CabCall *c) {
@@ -73,6 +74,7 @@ static CabStatus attention_check(CabCall *c) {
   if (heads != (double)H || H < 1 || D % H) return cab_call_fail(c, "'heads' is %g and does not divide D=%lld", heads, (long long)D);
   cab_call_set_dim(c, 'H', H);
   cab_call_set_dim(c, 'K', c->option[2] ? cab_dim(c, 'L') : 0);
+  if (c->in[3] && (!c->option[1] || c->option[2])) return cab_call_fail(c, "'place' goes with causal=true and map=false");
   if (cab_ld(c->in[0]) == cab_ld(c->in[1]) && cab_ld(c->in[0]) == cab_ld(c->in[2])) return CAB_OK;
   for (int i = 0; i < 3; i++) CAB_TRY(cab_call_copy_input(c, i));
   return CAB_OK;
@@ -92,7 +94,7 @@ static Heads heads_of(const CabCall *c) {
 static CabStatus attention_apply(CabCall *c) {
   Heads h = heads_of(c);
   RUN(c, attention_forward, h.B, h.L, h.H, h.P, h.scale, h.causal, CAB_DATA(c->in[0]), CAB_DATA(c->in[1]), CAB_DATA(c->in[2]),
-      cab_ld(c->in[0]), CAB_DATA(c->out[0]), CAB_DATA(c->out[2]), h.map ? CAB_DATA(c->out[1]) : NULL);
+      cab_ld(c->in[0]), CAB_DATA(c->in[3]), CAB_DATA(c->out[0]), CAB_DATA(c->out[2]), h.map ? CAB_DATA(c->out[1]) : NULL);
   return CAB_OK;
 }
 
@@ -101,7 +103,7 @@ static CabStatus attention_gradient(CabCall *c) {
   CabTensor *gy = cab_gout(c, 0, h.B * h.L * h.H * h.P);
   if (!gy) return cab_error()->code;
   RUN(c, attention_backward, h.B, h.L, h.H, h.P, h.scale, h.causal, CAB_DATA(c->in[0]), CAB_DATA(c->in[1]), CAB_DATA(c->in[2]),
-      cab_ld(c->in[0]), CAB_DATA(c->out[0]), CAB_DATA(c->out[2]), CAB_DATA(gy), h.map ? CAB_DATA(c->gout[1]) : NULL,
+      cab_ld(c->in[0]), CAB_DATA(c->in[3]), CAB_DATA(c->out[0]), CAB_DATA(c->out[2]), CAB_DATA(gy), h.map ? CAB_DATA(c->gout[1]) : NULL,
       CAB_DATA(c->gin[0]), CAB_DATA(c->gin[1]), CAB_DATA(c->gin[2]), h.H * h.P);
   return CAB_OK;
 }
@@ -157,12 +159,13 @@ static CabStatus patch_gradient(CabCall *c) {
 
 static CabStatus conv_check(CabCall *c) {
   int64_t W = cab_dim(c, 'W');
+  if (c->in[3] && c->option[1] != 0) return cab_call_fail(c, "'place' goes with reverse=false");
   return W >= 1 && W <= 8 ? CAB_OK : cab_call_fail(c, "the kernel is %lld wide, expected 1 to 8", (long long)W);
 }
 
 static CabStatus conv_apply(CabCall *c) {
   RUN(c, conv1d_forward, cab_dim(c, 'B'), cab_dim(c, 'L'), cab_dim(c, 'E'), cab_dim(c, 'W'), c->option[0] != 0, c->option[1] != 0,
-      CAB_DATA(c->in[0]), cab_ld(c->in[0]), CAB_DATA(c->in[1]), CAB_DATA(c->in[2]), CAB_DATA(c->out[0]));
+      CAB_DATA(c->in[0]), cab_ld(c->in[0]), CAB_DATA(c->in[3]), CAB_DATA(c->in[1]), CAB_DATA(c->in[2]), CAB_DATA(c->out[0]));
   return CAB_OK;
 }
 
@@ -171,7 +174,8 @@ static CabStatus conv_gradient(CabCall *c) {
   CabTensor *partial = cab_scratch(c, cab_wide(c->dtype), CONV1D_BLOCKS * E * (W + 1));
   if (!partial) return cab_error()->code;
   RUN(c, conv1d_backward, cab_dim(c, 'B'), cab_dim(c, 'L'), E, W, c->option[0] != 0, c->option[1] != 0, CAB_DATA(c->in[0]),
-      cab_ld(c->in[0]), CAB_DATA(c->in[1]), CAB_DATA(c->in[2]), CAB_DATA(c->gout[0]), CAB_DATA(c->gin[0]), cab_ld(c->gin[0]), c->add[0],
+      cab_ld(c->in[0]), CAB_DATA(c->in[3]), CAB_DATA(c->in[1]), CAB_DATA(c->in[2]), CAB_DATA(c->gout[0]), CAB_DATA(c->gin[0]),
+      cab_ld(c->gin[0]), c->add[0],
       CAB_DATA(c->gin[1]), CAB_DATA(c->gin[2]), CAB_DATA(partial));
   return CAB_OK;
 }
@@ -188,6 +192,13 @@ static CabStatus embedding_gradient(CabCall *c) {
   if (c->gin[1])
     RUN(c, embedding_backward, c->rows, cab_dim(c, 'D'), cab_dim(c, 'V'), CAB_DATA(c->in[0]), CAB_DATA(c->gout[0]),
         CAB_DATA(c->gin[1]));
+  return CAB_OK;
+}
+
+/* ---- places: in segment ---------------------------------------------------------------------- */
+
+static CabStatus places_apply(CabCall *c) {
+  RUN(c, places, cab_dim(c, 'B'), cab_dim(c, 'L'), CAB_DATA(c->in[0]), CAB_DATA(c->out[0]));
   return CAB_OK;
 }
 
@@ -221,16 +232,20 @@ const CabOp cab_ops_nn[] = {
    "w sum mean rstd", "y = (s - mean) / sqrt(var + eps) w + b, s = x + residual (arXiv 1607.06450)", norm_check, NULL},
   {"rms_norm", "x[*,D] w^[D] b^[D]? residual^[*,D]? | eps=1e-5 -> y[*,D] sum^[*,D] ~rstd^[*]", rms_apply, rms_gradient, "w sum rstd",
    "y = s / sqrt(mean s^2 + eps) w + b, s = x + residual (arXiv 1910.07467)", norm_check, NULL},
-  {"attention", "q~[B,L,D] k~[B,L,D] v~[B,L,D] | heads=1 causal=false map=false scale=0 -> y[B,L,D] map[B,H,K,K] ~lse^[B,H,L]",
-   attention_apply, attention_gradient, "q k v y lse",
-   "y = softmax(scale q k^T) v per head; scale 0: 1/sqrt(D/heads) (arXiv 1706.03762); map is empty unless asked for",
+  {"attention", "q~[B,L,D] k~[B,L,D] v~[B,L,D] place:i32[B,L]? | heads=1 causal=false map=false scale=0 -> y[B,L,D] map[B,H,K,K] ~lse^[B,H,L]",
+   attention_apply, attention_gradient, "q k v place y lse",
+   "y = softmax(scale q k^T) v per head; scale 0: 1/sqrt(D/heads) (arXiv 1706.03762); map is empty unless asked for; place (of "
+   "op.places): documents of a row do not see each other",
    attention_check, NULL},
   {"rotary", "x~[B,L,D] | heads=1 width=0 base=10000 start=0 -> y[B,L,D]", rotary_apply, rotary_gradient, "",
    "first `width` elements of each head (0: all) turned by (start + token) base^(-2i/width) (arXiv 2104.09864)", rotary_check, NULL},
   {"patch_embed", "x[B,C,H,W] w^[D,C,P,P] b^[D]? | stride=0 -> y[B,T,D]", patch_apply, patch_gradient, "x w",
    "linear map of each patch; stride 0: P (arXiv 2010.11929)", patch_check, NULL},
-  {"conv1d", "x~[B,L,E] w^[E,1,W] b^[E]? | silu=true reverse=false -> y[B,L,E]", conv_apply, conv_gradient, "x w b",
-   "causal depthwise convolution over tokens and SiLU (arXiv 2312.00752, figure 3); reverse: anti-causal", conv_check, NULL, "x", "x"},
+  {"conv1d", "x~[B,L,E] w^[E,1,W] b^[E]? place:i32[B,L]? | silu=true reverse=false -> y[B,L,E]", conv_apply, conv_gradient, "x w b place",
+   "causal depthwise convolution over tokens and SiLU (arXiv 2312.00752, figure 3); reverse: anti-causal; place (of op.places): documents "
+   "of a row do not reach each other", conv_check, NULL, "x", "x"},
+  {"places", "segment:i32[B,L] -> place:i32[B,L]", places_apply, NULL, "",
+   "place of each token in its document, from 0: a document is a run of one number", NULL, NULL},
   {"embedding", "ids:i32[*] w[V,D] -> y[*,D]", embedding_apply, embedding_gradient, "ids", "y[i] = w[ids[i]]", embedding_check, NULL},
   {0},
 };

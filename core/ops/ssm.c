@@ -122,7 +122,7 @@ static CabStatus ssd_whole(const CabCall *c, const char *option, double value, i
   return cab_call_fail(c, "'%s' is %g, expected a whole number from 1 to %lld", option, value, (long long)most);
 }
 
-/* Sets P channels and N states of a head, G groups, K chunks. */
+/* Sets P channels and N states of a head, G groups, K chunks whose first states are kept: a GPU keeps none. */
 static CabStatus ssd_check(CabCall *c) {
   const int64_t E = cab_dim(c, 'E'), H = cab_dim(c, 'H'), M = cab_dim(c, 'M'), L = cab_dim(c, 'L');
   const CabTensor *start = c->in[SSD_START];
@@ -142,7 +142,7 @@ static CabStatus ssd_check(CabCall *c) {
   cab_call_set_dim(c, 'P', P);
   cab_call_set_dim(c, 'N', N);
   cab_call_set_dim(c, 'G', G);
-  cab_call_set_dim(c, 'K', c->wants_grad ? (L + chunk - 1) / chunk : 0);
+  cab_call_set_dim(c, 'K', c->wants_grad && c->device == cab_cpu() ? (L + chunk - 1) / chunk : 0);
   return CAB_OK;
 }
 
@@ -188,8 +188,8 @@ static CabStatus ssd_gradient(CabCall *c) {
   if (!gy || !gx || !ga || !gb || !gc || !partial || !carry) return cab_error()->code;
   CAB_TRY(ssd_seed(carry, c->gout[1], states));
   RUN(c, ssd_backward, &s, CAB_DATA(in[SSD_X]), CAB_DATA(in[SSD_A]), CAB_DATA(in[SSD_B]), CAB_DATA(in[SSD_C]), CAB_DATA(in[SSD_DT]),
-      CAB_DATA(in[SSD_D]), CAB_DATA(in[SSD_SEGMENT]), CAB_DATA(c->out[2]), CAB_DATA(gy), CAB_DATA(carry), CAB_DATA(gx), CAB_DATA(ga),
-      CAB_DATA(gb), CAB_DATA(gc), CAB_DATA(g[SSD_DT]), CAB_DATA(g[SSD_D]), CAB_DATA(partial));
+      CAB_DATA(in[SSD_D]), CAB_DATA(in[SSD_START]), CAB_DATA(in[SSD_SEGMENT]), CAB_DATA(c->out[2]), CAB_DATA(gy), CAB_DATA(carry),
+      CAB_DATA(gx), CAB_DATA(ga), CAB_DATA(gb), CAB_DATA(gc), CAB_DATA(g[SSD_DT]), CAB_DATA(g[SSD_D]), CAB_DATA(partial));
   return CAB_OK;
 }
 
@@ -211,7 +211,7 @@ const CabOp cab_ops_ssm[] = {
   {"ssd",
    "x~[B,L,E] a[B,L,H] B~[B,L,M] C~[B,L,M] dt[B,L,H]? D^[H]? start^[B,H,P,N]? segment:i32[B,L]? | groups=1 chunk=64 "
    "decay=softplus|log -> y[B,L,E] state^[B,H,P,N] ~h^[B,K,H,P,N]",
-   ssd_apply, ssd_gradient, "x a B C dt D segment h",
+   ssd_apply, ssd_gradient, "x a B C dt D start segment h",
    "per head S_t = exp(l_t) S_t-1 + dt_t x_t (outer) B_t, y_t = S_t C_t + D x_t, l = -softplus(a) or a; a new segment begins with "
    "S = 0 (arXiv 2405.21060, section 6)",
    ssd_check, NULL},

@@ -176,10 +176,33 @@ local function optimiser(c)
   row(c, ("AdamW and average, %d tensors, 15 M"):format(parts), "f32", t, 4 * n * 10, 0, nil, 0.15)
 end
 
---- Prints the tables; sections: "ceilings", "kernels". @return table ceilings
+-- One group, as a Mamba-2 has. What must move: all inputs and outputs once, B and C of all heads too; backward reads the inputs again.
+local function ssd(c, dtype, forward, both)
+  local b, l, h, p, n = 8, 2048, 32, 64, 64
+  local D = random("f32", h)
+  local sets = timing.sets(function()
+    local x, B, C = random(dtype, b, l, h * p + 2 * n):split(3, { h * p, n, n })
+    return { x, random(dtype, b, l, h), B, C, D }
+  end)
+  local value, _, backward = timing.pass(sets, function(x, a, B, C, skip)
+    return (op.ssd { x = x, a = a, B = B, C = C, D = skip, chunk = 128 })
+  end)
+  local bytes = size(dtype) * b * l
+  row(c, "ssd b8 l2048, 32 heads of 64, N 64 forward", dtype, value, bytes * (2 * h * p + h + 2 * n), 0, forward[1], forward[2])
+  row(c, "ssd, forward and backward", dtype, value + backward, bytes * (5 * h * p + 3 * h + 6 * n), 0, both[1], both[2])
+end
+
+--- Prints the tables; sections: "ceilings", "kernels", "ssd". @return table ceilings
 function M.run(sections)
   local c = M.ceilings()
   if sections.ceilings then print_ceilings(c) end
+  if sections.ssd then
+    core.precision(timing.device, "f32")
+    header()
+    ssd(c, "bf16", { 0.416, 0.2 }, { 2.55, 1.0 })
+    ssd(c, "f32", {}, {})
+    timing.forget()
+  end
   if not sections.kernels then return c end
   core.precision(timing.device, "f32")
   print "\n-- kernels, batch 64, 197 tokens; bound: the larger of the bytes at copy rate (19 MB) and the exponentials"

@@ -64,7 +64,8 @@ local vision = { -- published: eager (of several hosts) and as a graph with EMA,
   { "f32", 128, "246-351", 197, 15.0 }, { "tf32", 128 }, { "bf16", 128, "418", 161, 9.9 },
 }
 
-local function training(precision, batch, capture, recompute)
+--- The step of the vision table. @return Training
+function M.training(precision, batch, capture, recompute)
   return synthetic.new {
     image = 224, channels = 3, classes = 1000, batch = batch, device = timing.device, precision = precision, capture = capture,
     student = cab.models.vim { size = "tiny", decay = "identity", recompute = recompute }, teacher = cab.models.vit { size = "tiny" },
@@ -85,7 +86,7 @@ end
 
 local function row(v, capture, recompute)
   local precision, batch = v[1], v[2]
-  local t = training(precision, batch, capture, recompute)
+  local t = M.training(precision, batch, capture, recompute)
   local seconds = loop(t, capture and 30 or 10)
   local memory = core.memory(timing.device)
   local busy = t:captured() and timing.replay(t.stepper.graph) or nil
@@ -112,6 +113,44 @@ function M.vision(batches)
       row(v, true, false)
       row(v, true, true)
     end
+  end
+  core.precision(timing.device, "f32")
+end
+
+-- ---- the language step -----------------------------------------------------------------------------------------------------
+
+local language = { -- published: milliseconds, tokens/s, GB; goals
+  { "align", 8, 98.9, 82800, 18.6, 25, 5 }, { "kl", 8, 111.7, 73300, 17.6, 25, 5 },
+  { "align", 32, nil, 112800, 69, nil, 16 }, { "kl", 32, nil, 89900, 64, nil, 16 },
+}
+
+--- The recipe phi_mamba_distilgpt2 on random ids and weights. stage: "align", the bridge alone, or "kl", soft labels and next ids.
+---@return Training
+function M.language_step(stage, batch)
+  return synthetic.new {
+    vocab = 50257, length = 1024, batch = batch, device = timing.device, precision = "bf16",
+    student = cab.models.phi_mamba { size = "123m", chunk = 128 }, teacher = cab.models.gpt2 { size = "distil" },
+    loss = stage == "align" and { align = { "attention_bridge", hidden = 768, map = "none" } } or { soft = { weight = 1, hard = 1 } },
+  }
+end
+
+function M.language()
+  print "\n-- language step: Phi-Mamba of 123 M under distilGPT2, rows of 1024, bf16, clipping, AdamW; a captured step"
+  print(("%-6s %4s %9s %10s %9s %8s   %8s %10s %6s %6s %9s"):format("stage", "b", "ms", "tokens/s", "busy", "GB held", "publ. ms", "publ. t/s",
+    "GB", "goal", "goal t/s"))
+  for _, v in ipairs(language) do
+    local stage, batch = v[1], v[2]
+    local t = M.language_step(stage, batch)
+    local seconds = loop(t, 20)
+    local memory = core.memory(timing.device)
+    local busy = t:captured() and timing.replay(t.stepper.graph) or nil
+    print(("%-6s %4d %9.2f %10.0f %9s %8.2f   %8s %10d %6.1f %6s %9d"):format(stage, batch, 1e3 * seconds, batch * 1024 / seconds,
+      busy and ("%.1f %%"):format(100 * busy / seconds) or "eager", (memory.live + memory.cached) / 1e9, v[3] or "-", v[4], v[5], v[6] or "-",
+      batch == 8 and 330000 or 450000))
+    for _, text in ipairs(t.messages) do print("      " .. text) end
+    t:close()
+    t = nil -- luacheck: ignore
+    timing.forget()
   end
   core.precision(timing.device, "f32")
 end

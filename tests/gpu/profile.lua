@@ -1,15 +1,13 @@
--- profile.lua step PRECISION BATCH     training steps of Vim-Tiny with the bridge, most of them replayed as a graph
+-- profile.lua step KIND                training steps, most of them replayed as a graph: of Vim-Tiny with the bridge, batch 64, in a
+--                                      precision (f32, tf32, bf16), or of a stage of language (align, kl), batch 8, in bf16
 -- profile.lua table FILE [KERNELS=40]  what profile.cu noted meanwhile: time of one replay by kernel, largest first
 package.path = "./tests/?.lua;" .. package.path
 local REPLAYS <const> = 10
 
-local function step(precision, batch)
-  local cab, synthetic = require "cab", require "synthetic"
-  local t = synthetic.new {
-    image = 224, channels = 3, classes = 1000, batch = tonumber(batch), device = "cuda", precision = precision,
-    student = cab.models.vim { size = "tiny", decay = "identity" }, teacher = cab.models.vit { size = "tiny" },
-    loss = { soft = 1, align = { "attention_bridge", weight = 3 } }, optim = { ema = 0.9999 },
-  }
+local function step(kind)
+  local steps = require "bench.steps"
+  local language = kind == "align" or kind == "kl"
+  local t = language and steps.language_step(kind, 8) or steps.training(kind, 64, true)
   local n, replayed = 0, 0
   while replayed < REPLAYS do
     n = n + 1
@@ -48,4 +46,4 @@ local function summary(path, most)
   end
 end
 
-if arg[1] == "step" then step(arg[2], arg[3]) else summary(arg[2], tonumber(arg[3]) or 40) end
+if arg[1] == "step" then step(arg[2]) else summary(arg[2], tonumber(arg[3]) or 40) end

@@ -1,14 +1,15 @@
 #!/bin/bash
 # tests/gpu/run.sh PART...   on a machine with a GPU: build/cab and build/libcab_cuda.so must be there, built here or elsewhere.
 #   parity       every op against PyTorch's values and against the CPU; tensors, updates, faults of the device
-#   goldens      both golden models
+#   goldens      the golden models of vision and language
 #   determinism  every op, and training steps, again and again: equal
 #   train        200 steps on the CPU and on the GPU; 1000 steps in bf16
 #   faults       broken kernels, lost device, absent device, library for another chip; memory that fails, if build-faults/ is there
 #   sanitize     compute-sanitizer: memcheck initcheck racecheck synccheck (or only those named in SANITIZERS)
 #   bench        ceilings, kernels, bridge loss, training steps, forward pass
 #   peer         kernels and bridge loss next to PyTorch
-#   profile      time by kernel of one replayed step; PROFILE names precisions (default: f32 tf32 bf16)
+#   language     the language step and the SSD scan
+#   profile      time by kernel of one replayed step; PROFILE names precisions and stages of language (default: f32 tf32 bf16 align kl)
 # Logs go to ${OUT:-/tmp/gpu-out}/PART.log. Each part has a limit of time. Ends with a line for each; exit code 1 if one failed.
 # A folder .gpu with Lua and libraries for a machine without them (.gpu/lib, .gpu/share, .gpu/lua) is used if it is there.
 # build-faults/: make B=build-faults OPT="-O2 -g -DCAB_FAULTS" CUDA_ARCH="-gencode arch=compute_90,code=sm_90 -DCAB_FAULTS"
@@ -88,8 +89,8 @@ profile() {
   export LD_LIBRARY_PATH=${LD_LIBRARY_PATH:-}:$cupti
   "$nvcc" -shared -Xcompiler -fPIC -I"$cupti/../include" -L"$cupti" -o "$out/profile.so" tests/gpu/profile.cu -lcupti ||
     { failed=1; summary+=("profile        FAILED: tests/gpu/profile.cu does not build"); return; }
-  for precision in ${PROFILE:-f32 tf32 bf16}; do
-    CUDA_INJECTION64_PATH=$out/profile.so CAB_PROFILE=$out/profile-$precision.txt check "profiled-$precision" 60 "$cab" run tests/gpu/profile.lua step "$precision" 64
+  for precision in ${PROFILE:-f32 tf32 bf16 align kl}; do
+    CUDA_INJECTION64_PATH=$out/profile.so CAB_PROFILE=$out/profile-$precision.txt check "profiled-$precision" 60 "$cab" run tests/gpu/profile.lua step "$precision"
     LINES_OK=45 check "profile-$precision" 20 "$cab" run tests/gpu/profile.lua table "$out/profile-$precision.txt"
   done
 }
@@ -98,7 +99,7 @@ for part in "$@"; do
   case $part in
     parity) LINES_OK=140 spec parity 200 tests/ops_spec.lua tests/cuda_spec.lua tests/tensor_spec.lua tests/nn_spec.lua \
       tests/optim_spec.lua tests/bridge_spec.lua tests/device_spec.lua ;;
-    goldens) spec goldens 60 tests/goldens_spec.lua ;;
+    goldens) spec goldens 90 tests/goldens_spec.lua tests/language_spec.lua ;;
     determinism)
       check determinism 120 "$cab" run tests/gpu/determinism.lua
       check training 90 "$cab" run tests/gpu/training.lua ;;
@@ -106,6 +107,7 @@ for part in "$@"; do
     faults) faults ;;
     sanitize) sanitize ;;
     bench) LINES_OK=200 check bench 280 "$cab" run tests/bench/gpu.lua ceilings kernels bridge step step128 forward ;;
+    language) LINES_OK=60 check language 120 "$cab" run tests/bench/gpu.lua ssd language ;;
     profile) profile ;;
     peer) LINES_OK=200 check peer 280 "$cab" run tests/bench/gpu.lua kernels bridge peer ;;
     *) echo "unknown part '$part'"; exit 2 ;;

@@ -1,5 +1,5 @@
 -- sanitize.lua [DEVICE=cuda]: the whole op table at tiny, odd sizes in f32, f64 and bf16, and three training steps of a tiny
--- Vision Mamba with the bridge and of a tiny ViT, eager and as a graph. To be run under compute-sanitizer; compares nothing.
+-- Vision Mamba with the bridge, of a tiny ViT and of a tiny Phi-Mamba, eager and as a graph. To be run under compute-sanitizer; compares nothing.
 package.path = "./tests/?.lua;" .. package.path
 local core = require "cab.core"
 local parity, fixture, shapes, synthetic = require "parity", require "fixture", require "gpu.shapes", require "synthetic"
@@ -31,7 +31,7 @@ updates "f64"
 
 local steps = 0
 for _, precision in ipairs(device == "cpu" and { "f32" } or { "f32", "bf16" }) do
-  for _, kind in ipairs { "vim", "vit" } do
+  for _, kind in ipairs { "vim", "vit", "phi_mamba" } do
     for _, capture in ipairs { false, true } do
       local t = synthetic.tiny(kind, { device = device, precision = precision, capture = capture })
       for n = 1, 3 do

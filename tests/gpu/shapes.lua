@@ -133,6 +133,96 @@ local function attention(b, l, heads, p, o)
     end }
 end
 
+-- Documents of a packed row: runs of one number, two of them of one token each.
+local function segments(b, l)
+  local rows = {}
+  for i = 1, b do
+    local row = {}
+    for t = 1, l do row[t] = (t > l // 3 and 1 or 0) + (t > l // 3 + 1 and 1 or 0) + (t > l - i and 1 or 0) end
+    rows[i] = row
+  end
+  return b == 0 and core.zeros({ b, l }, "i32") or core.tensor(rows, "i32")
+end
+
+-- Packed rows: causal attention, convolution.
+local function packed(b, l, heads, p, width)
+  local d = heads * p
+  add { "attention", ("b%d l%d h%d p%d documents"):format(b, l, heads, p), forward = 5e-5,
+    make = function() return { real = { qkv = normal(b, l, 3 * d) }, plain = { segment = segments(b, l) } } end,
+    call = function(t)
+      local q, k, v = t.qkv:split(3, { d, d, d })
+      return (op.attention(q, k, v, op.places(t.segment), { heads = heads, causal = true }))
+    end }
+  add { "conv1d", ("b%d l%d e%d w%d documents"):format(b, l, d, width), forward = 5e-5,
+    make = function()
+      return { real = { xz = normal(b, l, 2 * d) }, wide = { w = normal(d, 1, width), b = normal(d) }, plain = { segment = segments(b, l) } }
+    end,
+    call = function(t)
+      local x = t.xz:split(3, { d, d })
+      return op.conv1d(x, t.w, t.b, op.places(t.segment), { silu = width == 4 })
+    end }
+end
+
+local function rotary(b, l, heads, p, width)
+  add { "rotary", ("b%d l%d h%d p%d width %d"):format(b, l, heads, p, width),
+    make = function() return { real = { qkv = normal(b, l, 3 * heads * p) } } end,
+    call = function(t)
+      local q = t.qkv:split(3, { heads * p, 2 * heads * p })
+      return op.rotary(q, { heads = heads, width = width, start = 3 })
+    end }
+end
+
+-- x, B and C are parts of one packed projection. o: all (dt, D, start, segments), log, steep (decays that underflow).
+local function ssd(b, l, h, p, g, n, o)
+  local E, S = h * p, g * n
+  local function make()
+    local t = { real = { xbc = normal(b, l, E + 2 * S), a = normal(b, l, h) }, wide = {}, plain = {} }
+    if o.steep then t.real.a = t.real.a * 40 end
+    if o.log then t.real.a = op.affine(op.abs(t.real.a), -0.2) end
+    if o.all then
+      t.real.dt, t.wide.D, t.wide.start, t.plain.segment = positive(b, l, h), normal(h), normal(b, h, p, n), segments(b, l)
+    end
+    return t
+  end
+  add { "ssd", ("b%d l%d %dx%d %dx%d%s%s%s"):format(b, l, h, p, g, n, o.all and " all" or "", o.log and " log" or "", o.steep and " steep" or ""),
+    forward = 5e-5, make = make,
+    call = function(t)
+      local x, B, C = t.xbc:split(3, { E, S, S })
+      return op.ssd { x = x, a = t.a, B = B, C = C, dt = t.dt, D = t.D, start = t.start, segment = t.segment, groups = g,
+        decay = o.log and "log" or "softplus", chunk = 48 }
+    end }
+end
+
+-- teacher: "whole", "top"; o: bias, segment, and options of the op.
+local function head(b, l, V, D, teacher, o)
+  local function make()
+    local t = { real = { x = normal(b, l, D) }, wide = { w = normal(V, D) * D ^ -0.5 }, plain = { ids = ids({ b, l }, o.vocab or V) } }
+    if o.bias then t.wide.b = normal(V) end
+    if o.segment then t.plain.segment = segments(b, l) end
+    if teacher == "whole" then
+      t.real.tx, t.wide.tw = normal(b, l, D + 3), normal(V, D + 3) * D ^ -0.5
+    elseif teacher == "top" then
+      local rows = {}
+      for i = 1, b do
+        rows[i] = {}
+        for j = 1, l do rows[i][j] = { (i + j) % 3, 3 + (i * j) % 2, 5, 6 } end
+      end
+      t.plain.top, t.real.top_logits = core.tensor(rows, "i32"), normal(b, l, 4)
+    end
+    return t
+  end
+  local args = {}
+  for _, name in ipairs { "ce", "kl", "divergence", "temperature", "smoothing", "vocab", "rows" } do args[name] = o[name] end
+  add { "head_loss", ("b%d l%d V%d D%d %s %s T %g"):format(b, l, V, D, teacher or "labels", o.divergence or "", o.temperature or 1),
+    forward = 5e-5, frozen = { "tx", "tw", "top_logits" }, make = make,
+    call = function(t)
+      local all = {}
+      for name, value in pairs(args) do all[name] = value end
+      for name, value in pairs(t) do all[name] = value end
+      return (op.head_loss(all))
+    end }
+end
+
 local function patches(b, channels, side, patch, width, stride)
   add { "patch_embed", ("b%d %dx%dx%d patch %d stride %d"):format(b, channels, side, side, patch, stride), forward = 5e-5,
     make = function()
@@ -431,6 +521,28 @@ function M.full()
     entropy(64, 1000)
     entropy(33, 10)
     entropy(3, 50257)
+    packed(3, 197, 3, 64, 4)
+    packed(2, 130, 1, 128, 7)
+    packed(2, 33, 1, 7, 4)
+    packed(1, 300, 2, 40, 4)
+    rotary(3, 50, 3, 40, 16)
+    rotary(2, 300, 1, 7, 6)
+    ssd(2, 197, 3, 64, 3, 64, { all = true })
+    ssd(3, 300, 4, 64, 1, 64, {})
+    ssd(2, 130, 2, 40, 2, 16, { log = true, all = true })
+    ssd(1, 200, 4, 100, 2, 128, { all = true })
+    ssd(1, 70, 2, 33, 1, 200, { all = true })
+    ssd(2, 129, 3, 7, 1, 5, { steep = true })
+    ssd(3, 1, 4, 64, 4, 64, { all = true })
+    ssd(8, 64, 2, 256, 1, 17, {})
+    head(2, 50, 1000, 64, nil, { bias = true })
+    head(1, 70, 50257, 32, "whole", { bias = true, kl = 1, rows = 48 })
+    for _, divergence in ipairs { "forward", "cross", "reverse", "jsd" } do
+      head(3, 37, 331, 24, "whole", { bias = true, segment = true, kl = 0.7, ce = 0.5, divergence = divergence, temperature = 2, smoothing = 0.1,
+        vocab = 320, rows = 50 })
+      head(2, 17, 4999, 24, "whole", { kl = 1, ce = 0, divergence = divergence })
+    end
+    head(2, 33, 17, 8, "top", { kl = 1, bias = true, rows = 20 })
     for _, s in ipairs { { 1, 1 }, { 33, 17 }, { 64, 1000 }, { 1000, 1000 } } do losses(s[1], s[2]) end
   end)
 end
@@ -456,6 +568,10 @@ function M.real()
     embedding(4096, 50, 192)
     maps(8, 197, 192)
     bridge(8, 197, 16, 128, 192, { first = 99 })
+    packed(2, 512, 12, 64, 4)
+    ssd(2, 512, 12, 64, 12, 64, { all = true })
+    ssd(2, 256, 8, 64, 1, 64, {})
+    head(2, 300, 5000, 64, "whole", { bias = true, kl = 1 })
   end)
 end
 
@@ -485,6 +601,10 @@ function M.empty()
     scan(2, 5, 0, 4, { all = true })
     scan_matrix(0, 7, 5, 3, false)
     gate(0, 5, 7, true)
+    ssd(0, 5, 2, 3, 1, 4, { all = true })
+    rotary(0, 5, 2, 4, 2)
+    rotary(2, 0, 2, 4, 2)
+    head(0, 5, 7, 3, nil, { bias = true })
     maps(0, 5, 7)
     maps(2, 0, 7)
     bridge(0, 5, 3, 7, 9, { plain = true })
@@ -521,6 +641,13 @@ function M.tiny()
     scan_matrix(2, 7, 5, 3, false)
     gate(2, 5, 7, true)
     maps(2, 5, 7)
+    packed(2, 37, 2, 8, 4)
+    packed(1, 9, 1, 5, 3)
+    rotary(2, 5, 2, 7, 4)
+    ssd(2, 37, 2, 3, 1, 5, { all = true })
+    ssd(1, 70, 2, 64, 2, 64, {})
+    head(2, 7, 13, 5, "whole", { bias = true, segment = true, kl = 1, divergence = "jsd" })
+    head(2, 7, 11, 6, "top", { kl = 1 })
     bridge(2, 9, 3, 7, 5, { first = 4 })
     bridge(2, 37, 16, 128, 64, { first = 4, plain = true })
     entropy(5, 7)

@@ -46,13 +46,14 @@ local function repeated(o)
   end
   local captured = t:captured()
   t:close()
-  print(("%-4s %-5s %-9s loss %a  %s"):format(o.kind, o.precision, captured and "graph" or "eager", first.loss, table.concat(t.messages, "; ")))
+  print(("%-9s %-5s %-9s loss %a  %s"):format(o.kind, o.precision, captured and "graph" or "eager", first.loss, table.concat(t.messages, "; ")))
   return o.capture and device ~= "cpu" and not captured and "nothing: the step was not captured" or nil
 end
 
 local good, all, begun = 0, 0, core.now()
 for _, o in ipairs { { kind = "vim", precision = "f32", capture = true }, { kind = "vim", precision = "f32", capture = false },
-  { kind = "vim", precision = "bf16", capture = true }, { kind = "vit", precision = "f32", capture = true } } do
+  { kind = "vim", precision = "bf16", capture = true }, { kind = "vit", precision = "f32", capture = true },
+  { kind = "phi_mamba", precision = "f32", capture = true }, { kind = "phi_mamba", precision = "bf16", capture = true } } do
   if device ~= "cpu" or o.precision == "f32" then
     local changed = repeated(o)
     if changed then print(("DIFFERENT %s %s: %s"):format(o.kind, o.precision, changed)) end

@@ -155,5 +155,45 @@ for divergence in ("forward", "cross", "reverse", "jsd"):
 for divergence in ("forward", "cross"):
     head(with_="bias top segment", ce=0.5, kl=2, divergence=divergence, temperature=1.5, rows=8)
 
+
+def places(segment):
+    b, l = segment.shape
+    place = torch.zeros_like(segment)
+    for t in range(1, l):
+        place[:, t] = torch.where(segment[:, t] == segment[:, t - 1], place[:, t - 1] + 1, 0)
+    return place
+
+
+def attention(q, k, v, place, heads):
+    b, l, d = q.shape
+    q, k, v = (t.view(b, l, heads, d // heads).transpose(1, 2) for t in (q, k, v))
+    query, key = torch.arange(l)[:, None], torch.arange(l)[None]
+    seen = (key <= query) & (key >= query - place[..., None])
+    s = (q @ k.transpose(-1, -2) * (d // heads) ** -0.5).masked_fill(~seen[:, None], float("-inf"))
+    return (s.softmax(-1) @ v).transpose(1, 2).reshape(b, l, d)
+
+
+def conv(x, w, place, b=None, silu=True):
+    l, width = x.shape[1], w.shape[-1]
+    y = 0 if b is None else b
+    for back in range(width):
+        earlier = F.pad(x, (0, 0, back, 0))[:, :l] * (place >= back)[..., None]
+        y = y + w[:, 0, width - 1 - back] * earlier
+    return F.silu(y) if silu else y
+
+
+packed = torch.tensor([[0] * 5 + [1] * 41 + [2] * 1 + [0] * 23, [3] * 1 + [1] * 2 + [3] * 66 + [-1] * 1], dtype=torch.int32)
+key = f"places.{len(cases):03d}"
+tensors[f"{key}.in.segment"], tensors[f"{key}.out.1"] = packed, places(packed).double()
+cases.append(dict(key=key, op="places", label="", options={}, inputs=["segment"], outputs=1, grads=[]))
+place = places(packed)
+for heads in (1, 2):
+    case("attention", dict(q=rnd(2, 70, 8), k=rnd(2, 70, 8), v=rnd(2, 70, 8), place=place), lambda h=heads, **a: attention(heads=h, **a),
+         "documents", heads=heads, causal=True)
+for width in (4, 3):
+    case("conv1d", dict(x=rnd(2, 70, 5), w=rnd(5, 1, width), b=rnd(5), place=place), conv, f"documents, width {width}")
+    case("conv1d", dict(x=rnd(2, 70, 8), w=rnd(8, 1, width), place=place), lambda **a: conv(silu=False, **a), f"documents, width {width}, plain",
+         silu=False)
+
 save_file({n: t.contiguous() for n, t in tensors.items()}, sys.argv[1], metadata=dict(cases=json.dumps(cases)))
 print(len(cases), "cases,", len(tensors), "tensors")

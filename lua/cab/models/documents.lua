@@ -1,6 +1,7 @@
---- Packed documents: rows of tokens that hold several, told apart by their segment numbers. What knows nothing of segments
---- runs over each document by itself, so nothing of one reaches another.
+--- Packed documents: rows of tokens that hold several, told apart by their segment numbers. Ops that know of documents take their
+--- tokens' places (op.places); what does not runs over each document by itself, so nothing of one reaches another.
 local core = require "cab.core"
+local op = core.ops
 local M = {}
 
 --- The documents of segment i32 [b,l], row by row: lists of {first, last}. nil if each row is one. Reads the numbers back.
@@ -20,6 +21,18 @@ function M.find(segment)
   return packed and rows or nil
 end
 
+local Run = { __index = function(run, key)
+  local segment = rawget(run, "segment")
+  if key ~= "documents" or not segment then return nil end
+  run.documents = M.find(segment) or false
+  return run.documents
+end }
+
+--- What language.enter prepares, with `documents` (of M.find, or false) found when it is first asked for: a step that never asks reads
+--- nothing back and can be captured as a graph.
+---@param run table segment?
+function M.run(run) return setmetatable(run, Run) end
+
 --- fn(...) over tensors [b,l,*], giving [b,l,*]; document by document where o.documents says that rows hold several.
 ---@param o? table of model:body
 function M.each(o, fn, ...)
@@ -38,18 +51,13 @@ function M.each(o, fn, ...)
   return #rows > 1 and core.concat(rows, 1) or rows[1]
 end
 
---- Places of tokens in their documents, from 0, behind `past` tokens: i32 [l], or [b,l] where rows hold several documents.
-function M.positions(o, l, past, device)
-  local found = o and o.documents
-  if not found then return (core.arange(l):to("f64") + past):to("i32"):to(device) end
-  local rows = {}
-  for b, list in ipairs(found) do
-    rows[b] = {}
-    for _, d in ipairs(list) do
-      for t = d[1], d[2] do rows[b][t] = t - d[1] end
-    end
-  end
-  return core.tensor(rows, "i32", device)
+--- Places of tokens in their documents, from 0, behind `past` tokens: i32 [b,l], or [l] without segments.
+---@param ids cab.Tensor i32[b,l]
+function M.positions(run, ids)
+  if run.place then return run.place end
+  local l, device = ids:size(2), ids:device()
+  if run.past == 0 then return op.places(core.zeros({ 1, l }, "i32", device)):reshape(l) end
+  return (core.arange(l):to("f64") + run.past):to("i32"):to(device)
 end
 
 return M

@@ -52,9 +52,9 @@ local GPT2 = {}
 ---@param o? table
 function GPT2:body(ids, wanted, o)
   local put, out = taps.collector(wanted)
-  local _, l, run = language.enter(self, ids, o)
+  local _, _, run = language.enter(self, ids, o)
   local T, D = self.transformer, self.width
-  local places = documents.positions(run, l, run.past, ids:device())
+  local places = documents.positions(run, ids)
   local x = build.cast(op.embedding(ids, T.wte.weight) + op.embedding(places, T.wpe.weight), self.activations)
   return language.layers(self, run, { put, out }, x, T.ln_f, function(i, branch, residual)
     local B = T.h[i]

@@ -23,7 +23,7 @@ function M.described(def)
   return build.described(def)
 end
 
---- Checks ids i32[b,l] and prepares what the layers read: { segment?, documents?, cache?, past }.
+--- Checks ids i32[b,l] and prepares what the layers read: { segment?, place?, documents?, cache?, past }.
 ---@param model table
 ---@param o? table segment i32[b,l] (documents of packed rows), cache (from model:cache)
 ---@return integer b
@@ -43,7 +43,7 @@ function M.enter(model, ids, o)
     options.fail(1, "model-cache", ("%s: %d tokens, the cache holds %d"):format(model.kind, past + s[2], cache.capacity))
   end
   if cache and segment then options.fail(1, "model-cache", model.kind .. ": segments are for whole sequences, not for a cache") end
-  return s[1], s[2], { segment = segment, documents = segment and documents.find(segment) or nil, cache = cache, past = past }
+  return s[1], s[2], documents.run { segment = segment, place = segment and op.places(segment), cache = cache, past = past }
 end
 
 -- One query [b,1,D] against the cached keys and values: [b,1,D].
@@ -70,7 +70,7 @@ function M.attend(q, k, v, heads, o, layer, map)
   elseif map then
     return op.attention(q, k, v, { heads = heads, causal = true, map = true })
   end
-  return documents.each(o, function(q_, k_, v_) return (op.attention(q_, k_, v_, { heads = heads, causal = true })) end, q, k, v)
+  return (op.attention(q, k, v, o.place, { heads = heads, causal = true }))
 end
 
 --- Room for the keys and values of `capacity` tokens.

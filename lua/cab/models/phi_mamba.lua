@@ -24,12 +24,14 @@ local TAPS = taps.declare { "B", "C", "dt", "x", "z", "matrix", "hidden", "logit
 
 local Mixer = {}
 
---- in_proj: [x | B | C | z | a]; x, B, C through the convolution, without an activation.
+--- in_proj: [x | B | C | z | a]; x, B, C through the convolution, without an activation. `a` has a product of its own: with its few
+--- columns in them, rows of the others would not start on multiples of 16 bytes, which GPUs want.
 function Mixer:forward(y, put, wanted, i, run)
   local E, S, H = self.E, self.groups * self.N, self.heads
   local zeros = function(n) return core.zeros({ n }, self.z_bias:dtype(), self.z_bias:device()) end
-  local bias = core.concat({ zeros(E + 2 * S), self.z_bias, zeros(H) }, 1)
-  local mixed, z, a = op.linear(y, self.in_proj.weight, bias):split(3, { E + 2 * S, E, H })
+  local w, w_a = self.in_proj.weight:split(1, { 2 * E + 2 * S, H })
+  local mixed, z = op.linear(y, w, core.concat({ zeros(E + 2 * S), self.z_bias }, 1)):split(3, { E + 2 * S, E })
+  local a = op.linear(y, w_a)
   local x, B, C = recurrent.conv(self.conv1d, mixed, false, run, i):split(3, { E, S, S })
   put("x", i, x) put("B", i, B) put("C", i, C) put("z", i, z)
   if wanted and wanted.dt then put("dt", i, op.softplus(a)) end

@@ -2,7 +2,6 @@
 --- a few tokens at a time from a cache; the mixing matrix in tiles.
 local core = require "cab.core"
 local options = require "cab.options"
-local documents = require "cab.models.documents"
 local op = core.ops
 local M = {}
 
@@ -18,7 +17,7 @@ function M.conv(conv, x, silu, o, layer)
     cache.tail:copy(joined:slice(2, l + 1, l + before):clone())
     return conv(joined, { silu = silu }):slice(2, before + 1, before + l)
   end
-  return documents.each(o, function(part) return conv(part, { silu = silu }) end, x)
+  return op.conv1d(x, conv.weight, conv.bias, o and o.place, { silu = silu })
 end
 
 --- op.ssd of one layer; args are its own.
