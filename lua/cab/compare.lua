@@ -40,10 +40,12 @@ end
 function M.is(value) return getmetatable(value) == Comparison end
 
 --- Overrides for all runs; one that fits none of them is a fault, one on a loss term goes to the runs that have it.
-function Comparison:override(texts)
+---@param runs table[] {recipe}
+---@param texts string[]
+function M.override(runs, texts)
   for _, text in ipairs(texts) do
     local taken, first
-    for _, run in ipairs(self.runs) do
+    for _, run in ipairs(runs) do
       local ok, e = pcall(run.recipe.override, run.recipe, { text })
       if ok then taken = true
       elseif check.code(e) ~= 2 or not text:find("^stages%.%d+%.loss%.") then error(e, 0)
@@ -51,6 +53,10 @@ function Comparison:override(texts)
     end
     if not taken then error(first, 0) end
   end
+end
+
+function Comparison:override(texts)
+  M.override(self.runs, texts)
   return self
 end
 

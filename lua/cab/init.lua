@@ -11,6 +11,7 @@ local modules = {
   taps = "cab.taps", pairs = "cab.pairs", options = "cab.options", gradcheck = "cab.gradcheck",
   plot = "cab.plot", charts = "cab.charts", pictures = "cab.pictures", runs = "cab.runs",
   audit = "cab.audit", recompute = "cab.recompute", weights = "cab.weights", names = "cab.names", job = "cab.job", compare = "cab.compare",
+  study = "cab.study", statistics = "cab.statistics",
 }
 
 local cab = {

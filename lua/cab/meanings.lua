@@ -68,6 +68,15 @@ return {
     strategy = "its name, may stand first without its key, or a strategy of your own; default: the term's name",
     weight = "of the term in the sum; must be 0 or more",
   },
+  study = {
+    about = "the question; the title of the picture",
+    base = "a recipe file, or the fields of a recipe",
+    arms = "a list of `{ name =, set = { \"key=value\" }, ... }`: overrides, and fields in place of the base's",
+    vary = "key of the recipe -> list of values: every arm runs with each combination",
+    seeds = "the recipe's `seed` of each repetition",
+    metric = "of the last evaluation: what the table has",
+    against = "an arm that the others are compared with, seed by seed; \"\": none",
+  },
   compare = {
     name = "of the folder of all runs; \"\": the file's name",
     base = "a recipe's table: what all runs have in common",

@@ -29,7 +29,7 @@ end
 ---@return table resolved recipe
 function M.resolved(path, overrides)
   local value = core.loadfile(path)(path)
-  if require "cab.compare".is(value) then value = value.runs[1].recipe end
+  if require "cab.compare".is(value) or require "cab.study".is(value) then value = value.runs[1].recipe end
   if not require "cab.recipe".is(value) then check.fail(2, path .. ": returns no recipe", { id = "recipe" }) end
   return value:override(overrides or {}).resolved
 end
@@ -47,7 +47,7 @@ end
 -- The recipe of what a file returned: itself, or that of the run of a comparison.
 local function of_source(value, source, path)
   if require "cab.recipe".is(value) then return value end
-  for _, run in ipairs(require "cab.compare".is(value) and value.runs or {}) do
+  for _, run in ipairs((require "cab.compare".is(value) or require "cab.study".is(value)) and value.runs or {}) do
     if run.name == source.run then return run.recipe end
   end
   check.fail(2, ("%s: %s has no run '%s' any more"):format(path, source.file, tostring(source.run)), { id = "recipe" })

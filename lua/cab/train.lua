@@ -454,5 +454,6 @@ function M.export(self, path)
 end
 
 M.encodable = function(value) return encodable(plain(value)) end
+M.loose = loose
 
 return M

@@ -1,0 +1,339 @@
+--- Studies: a question asked of one recipe in several arms, over values of some keys and seeds. Each run has its own folder in the
+--- study's; what is finished stays, whatever ends the sweep; the table has mean, spread and interval, also as CSV and picture.
+local lfs = require "lfs"
+local core = require "cab.core"
+local check = require "cab.check"
+local folders = require "cab.folder"
+local options = require "cab.options"
+local recipes = require "cab.recipe"
+local report = require "cab.report"
+local runs = require "cab.runs"
+local statistics = require "cab.statistics"
+local M = {}
+
+local schema = {
+  about   = { "string", default = "" },                       -- the question
+  base    = { "string|table", required = true },              -- a recipe file, or the fields of a recipe
+  arms    = { "table", required = true },                     -- { name =, set = { "key=value" }, and fields in place of the base's }
+  vary    = { "table", default = {} },                        -- key -> list of values: ["data.fraction"] = { 0.01, 0.1 }
+  seeds   = { "table", default = { 0, 1, 2 } },
+  metric  = { "string", default = "top1", one_of = { "top1", "top5", "loss", "perplexity" } }, -- of the last evaluation
+  against = { "string", default = "" },                       -- an arm that the others are compared with, seed by seed
+}
+M.schema = schema -- for cab.reference
+
+---@class Study
+local Study = {}
+Study.__index = Study
+
+-- All combinations of the values of `vary`: lists of "key=value".
+local function combinations(vary)
+  local out = { {} }
+  for _, key in ipairs(options.names(vary)) do
+    local values = vary[key]
+    if type(key) ~= "string" or type(values) ~= "table" or #values == 0 then check.usage(("study: vary['%s'] needs a list of values"):format(tostring(key))) end
+    local longer = {}
+    for _, before in ipairs(out) do
+      for _, v in ipairs(values) do
+        local texts = table.move(before, 1, #before, 1, {})
+        texts[#texts + 1] = ("%s=%s"):format(key, math.type(v) == "float" and ("%.10g"):format(v) or tostring(v))
+        longer[#longer + 1] = texts
+      end
+    end
+    out = longer
+  end
+  return out
+end
+
+-- "data.fraction=0.1" -> "fraction=0.1": how folders and columns name a value.
+local function short(text) return (text:gsub("^[%w_.]*%.([%w_]+=)", "%1")) end
+
+local function check_arms(o)
+  local seen = {}
+  for i, arm in ipairs(o.arms) do
+    local name = type(arm) == "table" and arm.name
+    if type(name) ~= "string" or not name:find "^[%w.+-]+$" then
+      check.usage(("study: arms.%d needs a name of letters, digits, '.', '+' and '-'"):format(i))
+    end
+    if seen[name] then check.usage(("study: two arms are called '%s'"):format(name)) end
+    seen[name] = true
+  end
+  if #o.arms == 0 then check.usage "study: arms is empty" end
+  if o.against ~= "" and not seen[o.against] then check.usage("study.against: " .. check.unknown("arm", o.against, seen)) end
+end
+
+-- The recipe of an arm for some overrides.
+local function recipe_of(base, arm, texts)
+  local all = check.copy(base)
+  for k, v in pairs(arm) do if k ~= "name" and k ~= "set" then all[k] = v end end
+  local list = table.move(arm.set or {}, 1, #(arm.set or {}), 1, {})
+  return recipes.recipe(all):override(table.move(texts, 1, #texts, #list + 1, list))
+end
+
+-- The fields of the recipe that a study starts from.
+local function fields_of(base)
+  if type(base) == "table" then return base end
+  local value = core.loadfile((require "cab.data".find(base)))()
+  if not recipes.is(value) then check.usage(("study.base: %s returns no cab.recipe{...}"):format(base)) end
+  return value.given
+end
+
+--- cab.study { base = "recipes/vim_fashion.lua", arms = { { name = "soft", stages = {...} }, { name = "w10", set = { "stages.1.loss.align.weight=10" } } },
+--- vary = { ["data.fraction"] = { 0.01, 0.1 } }, seeds = { 0, 1, 2 } }. Every run's recipe is checked here.
+---@param given table
+---@return Study
+function M.study(given)
+  local o = check.options(schema, given, "study")
+  local base = fields_of(o.base)
+  check_arms(o)
+  local self = setmetatable({ about = o.about, arms = {}, columns = {}, metric = o.metric, against = o.against, runs = {}, name = "study" }, Study)
+  for i, arm in ipairs(o.arms) do self.arms[i] = arm.name end
+  for c, texts in ipairs(combinations(o.vary)) do
+    local shown = {}
+    for i, text in ipairs(texts) do shown[i] = short(text) end
+    self.columns[c] = { name = table.concat(shown, " "), values = texts }
+    for _, arm in ipairs(o.arms) do
+      for _, seed in ipairs(o.seeds) do
+        if math.type(seed) ~= "integer" then check.usage(("study.seeds: %s is no integer"):format(tostring(seed))) end
+        local name = table.concat(table.move(shown, 1, #shown, 2, { arm.name }), "_") .. "_seed=" .. seed
+        local list = table.move(texts, 1, #texts, 2, { "seed=" .. seed })
+        self.runs[#self.runs + 1] = { name = name, arm = arm.name, column = c, seed = seed, recipe = recipe_of(base, arm, list) }
+      end
+    end
+  end
+  if #self.runs == 0 then check.usage "study.seeds is empty" end
+  return self
+end
+
+function M.is(value) return getmetatable(value) == Study end
+
+--- Overrides for all runs; one on a loss term goes to the runs that have it, one that fits none is a fault.
+---@param texts string[]
+function Study:override(texts)
+  require "cab.compare".override(self.runs, texts)
+  return self
+end
+
+-- ---- running ---------------------------------------------------------------------------------------------------------------
+
+-- The result of a finished run; nil of another. Faults (2) where the folder holds another recipe's run.
+local function finished(run, path)
+  local at = path .. "/result.json"
+  if not lfs.attributes(at, "mode") then return nil end
+  local saved = check.decode(folders.read(path .. "/recipe.json"))
+  local now = check.decode(core.json_encode({ recipe = require "cab.train".encodable(run.recipe.resolved) }))
+  local list = runs.differences(saved and saved.recipe, now.recipe, require "cab.train".loose)
+  if #list > 0 then
+    check.fail(2, ("%s is a run of another recipe; give the sweep another --out:\n%s"):format(path, runs.say(list)), { id = "recipe" })
+  end
+  return check.decode(folders.read(at))
+end
+
+-- Stops the sweep rather than this run alone: asked to stop, a lost device, no memory, a locked folder.
+local function ends_all(e)
+  local code = check.code(e)
+  return code == 75 or code == 69 or code == 71 or code == 130
+end
+
+--- One run, unless it is finished. @return table? result @return any? why
+local function perform(self, run, root, o)
+  local path = root .. "/" .. run.name
+  local result = finished(run, path)
+  if result then return result end
+  local begun = lfs.attributes(path .. "/recipe.json", "mode") ~= nil
+  local ok, got = pcall(run.recipe.run, run.recipe, { out = path, name = run.name, quiet = o.quiet, resume = begun,
+    source = self.source and { file = self.source.file, text = self.source.text, overrides = self.source.overrides, run = run.name } })
+  if ok then return runs.plain(got) end
+  if check.code(got) == 75 then check.fail(75, ("%s stopped; go on with --out %s"):format(run.name, root), { id = "stopped" }) end
+  if ends_all(got) then error(got, 0) end
+  return nil, got
+end
+
+-- Part i of n takes every n-th run.
+local function part_of(text, count)
+  local i, n = (text or "1/1"):match "^(%d+)/(%d+)$"
+  i, n = math.tointeger(tonumber(i)), math.tointeger(tonumber(n))
+  if not i or i < 1 or n < i then check.fail(2, ("--part %s: expected I/N, as 1/4"):format(text), { id = "usage" }) end
+  local list = {}
+  for k = i, count, n do list[#list + 1] = k end
+  return list
+end
+
+-- Runs n of this program side by side, a part each, a GPU each where there are several. Their lines are passed on as they come.
+local function spread(self, root, o)
+  local gpus, lines = #core.devices() - 1, {}
+  local pipe <close> = io.popen "readlink /proc/$PPID/exe"
+  local program = pipe:read "l"
+  local function quote(text) return "'" .. text:gsub("'", "'\\''") .. "'" end
+  local each = math.max(1, core.threads() // o.workers)
+  for i = 1, o.workers do
+    local words = { ("OMP_NUM_THREADS=%d"):format(each), quote(program), "sweep", quote(self.source.file) }
+    for _, text in ipairs(self.source.overrides) do words[#words + 1] = quote(text) end
+    if gpus > 1 then words[#words + 1] = ("device=cuda:%d"):format((i - 1) % gpus) end
+    words[#words + 1] = ("--out %s --part %d/%d"):format(quote(root), i, o.workers)
+    lines[i] = ("(%s 2>&1 | sed -u 's/^/%d: /'; echo \"exit ${PIPESTATUS[0]}\") &"):format(table.concat(words, " "), i)
+  end
+  lines[#lines + 1] = "wait"
+  local all, worst = io.popen("bash -c " .. quote(table.concat(lines, "\n"))), 0
+  for line in all:lines() do
+    local code = line:match "^exit (%d+)$"
+    if not code then
+      if not o.quiet then print(line) end
+    elseif tonumber(code) > 1 then worst = worst == 0 and tonumber(code) or worst end
+  end
+  all:close()
+  if worst > 0 then check.fail(math.tointeger(worst), ("a worker ended with code %d; go on with --out %s"):format(worst, root), { id = "worker" }) end
+end
+
+--- Runs what is not finished, in `out` (default runs/NAME-N), then reports. A run that fails is listed, and the rest goes on.
+---@param o? table out, resume (the newest folder), workers (1), part ("I/N"), quiet, name, source
+---@return table {path, rows, failed, missing}
+function Study:run(o)
+  o = o or {}
+  self.source = o.source
+  local root = o.out or folders.choose(o.name or self.name, o.resume)
+  folders.make(root)
+  local mine = part_of(o.part, #self.runs)
+  if (o.workers or 1) > 1 then
+    spread(self, root, o)
+  else
+    for count, k in ipairs(mine) do
+      local run = self.runs[k]
+      if not o.quiet then print(("-- run %d of %d: %s"):format(count, #mine, run.name)) end
+      run.result, run.why = perform(self, run, root, o)
+      if run.why and not o.quiet then print(("failed: %s: %s"):format(run.name, tostring(run.why))) end
+    end
+  end
+  return self:report(root, { quiet = o.quiet or o.part })
+end
+
+-- ---- reporting -------------------------------------------------------------------------------------------------------------
+
+local function value_of(self, run) return run.result and tonumber(run.result[self.metric]) end
+
+-- arm -> column -> values by seed
+local function collect(self)
+  local by = {}
+  for _, name in ipairs(self.arms) do
+    by[name] = {}
+    for c in ipairs(self.columns) do by[name][c] = {} end
+  end
+  for _, run in ipairs(self.runs) do by[run.arm][run.column][run.seed] = value_of(self, run) end
+  return by
+end
+
+local function listed(values)
+  local out = {}
+  for _, v in pairs(values) do out[#out + 1] = v end
+  table.sort(out) -- the order of pairs is none: sums must not depend on it
+  return out
+end
+
+-- Differences to the arm `against`, seed by seed.
+local function paired(values, others)
+  local out = {}
+  for seed, v in pairs(values) do if others[seed] then out[#out + 1] = v - others[seed] end end
+  table.sort(out)
+  return out
+end
+
+--- Rows of the table: {arm, column, n, mean, sd, low, high, difference = Summary?}.
+---@return table[]
+function Study:rows()
+  local by, rows = collect(self), {}
+  for _, arm in ipairs(self.arms) do
+    for c, column in ipairs(self.columns) do
+      local row = statistics.summary(listed(by[arm][c])) or { n = 0 }
+      row.arm, row.column = arm, column.name
+      if self.against ~= "" and arm ~= self.against then row.difference = statistics.summary(paired(by[arm][c], by[self.against][c])) end
+      rows[#rows + 1] = row
+    end
+  end
+  return rows
+end
+
+local function table_of(self, rows)
+  local lines = {}
+  for i, r in ipairs(rows) do
+    local s = r.n > 0 and r or nil
+    lines[i] = { r.arm, r.column, statistics.shown(s), statistics.interval(s), tostring(r.n) }
+    if self.against ~= "" then
+      table.insert(lines[i], statistics.shown(r.difference))
+      table.insert(lines[i], statistics.interval(r.difference))
+    end
+  end
+  local header = { "arm", #self.columns > 1 and "with" or "", self.metric .. " ± sd", "95 % interval", "runs" }
+  if self.against ~= "" then
+    header[#header + 1] = "minus " .. self.against
+    header[#header + 1] = "95 % interval"
+  end
+  return report.table(header, lines)
+end
+
+local function csv_of(self, rows)
+  local out = { "arm,with,metric,runs,mean,sd,low,high,difference,difference_low,difference_high" }
+  local function number(x) return x and ("%.6g"):format(x) or "" end
+  for _, r in ipairs(rows) do
+    local d = r.difference or {}
+    out[#out + 1] = table.concat({ r.arm, r.column, self.metric, r.n, number(r.mean), number(r.sd), number(r.low), number(r.high), number(d.mean),
+      number(d.low), number(d.high) }, ",")
+  end
+  return table.concat(out, "\n") .. "\n"
+end
+
+-- The metric over the first varied key where that is a number with several values; else over the arms, a line a column.
+local function chart_of(self, rows)
+  local list, by, tics = {}, {}, {}
+  local key = self.columns[1].values[1]
+  key = key and tonumber(key:match "=(.*)$") and #self.columns > 1 and key:match "^(.-)="
+  for _, r in ipairs(rows) do
+    if r.n > 0 then
+      local arm, x = 0, nil
+      for i, name in ipairs(self.arms) do if name == r.arm then arm = i end end
+      for _, c in ipairs(self.columns) do if c.name == r.column and key then x = tonumber(c.values[1]:match "=(.*)$") end end
+      local name = key and (r.arm .. (r.column:match "^%S+(%s.*)$" or "")) or (r.column == "" and self.metric or r.column)
+      local s = by[name]
+      if not s then
+        s = { name = name, points = {}, band = {}, style = key and "linespoints" or "points" }
+        by[name], list[#list + 1] = s, s
+      end
+      x = x or arm
+      tics[key and ("%.10g"):format(x) or r.arm] = x
+      s.points[#s.points + 1] = { x, r.mean }
+      if r.low then s.band[#s.band + 1] = { x, r.low, r.high } end
+    end
+  end
+  local labels = {}
+  for text, x in pairs(tics) do labels[#labels + 1] = ("'%s' %.10g"):format(text, x) end
+  table.sort(labels)
+  return #list > 0 and { title = self.about ~= "" and self.about or nil, x = key or "", y = self.metric .. ", mean and 95 % interval", series = list,
+    logx = key ~= nil, xtics = labels }
+end
+
+--- The table of the finished runs of a folder, printed and in table.txt, table.csv and chart.png there.
+---@param root string
+---@param o? table quiet
+---@return table {path, rows, failed: string[], missing: integer}
+function Study:report(root, o)
+  o = o or {}
+  local failed, missing = {}, 0
+  for _, run in ipairs(self.runs) do
+    run.result = run.result or finished(run, root .. "/" .. run.name)
+    if run.why then failed[#failed + 1] = run.name elseif not run.result then missing = missing + 1 end
+  end
+  local rows = self:rows()
+  local text = table_of(self, rows)
+  core.write_file(root .. "/table.txt", text .. "\n")
+  core.write_file(root .. "/table.csv", csv_of(self, rows))
+  local chart = chart_of(self, rows)
+  local drawn = chart and require "cab.plot".chart(root .. "/chart.png", chart)
+  if not o.quiet then
+    print("\n" .. text)
+    for _, name in ipairs(failed) do print("failed: " .. name) end
+    if missing > 0 then print(("%d of %d runs are still to be done: --out %s"):format(missing, #self.runs, root)) end
+    print(("%s/table.csv%s"):format(root, drawn and ", " .. drawn or ""))
+  end
+  return { path = root, rows = rows, failed = failed, missing = missing }
+end
+
+return setmetatable(M, { __call = function(_, given) return M.study(given) end })

@@ -1,0 +1,152 @@
+-- Studies: which runs they are, tables and intervals by hand, workers, kills, failures, and the studies that are shipped.
+local core = require "cab.core"
+local cab = require "cab"
+local lfs = require "lfs"
+local process = require "process"
+local refused = require "refused"
+local statistics = require "cab.statistics"
+
+local tiny = [[
+local cab = require "cab"
+return cab.study {
+  base = {
+    data    = cab.data.fashion { fraction = 0.01 },
+    teacher = cab.models.vit { image = 28, patch = 14, dim = 8, depth = 1, heads = 2 },
+    student = cab.models.vim { image = 28, patch = 14, dim = 8, depth = 1, state = 2 },
+    batch   = 10, optim = { "adamw", lr = 1e-3 }, eval = { metrics = { "top1" }, shares = false }, checkpoint = { every = 2 },
+  },
+  arms = {
+    { name = "soft", stages = { { loss = { soft = 1 }, steps = 6 } } },
+    { name = "bridge", stages = { { loss = { soft = 1, align = { "attention_bridge", weight = 3 } }, steps = 6 } }, set = { "optim.lr=2e-3" } },
+  },
+  vary = { ["data.fraction"] = { 0.005, 0.01 } }, seeds = { 0, 1, 2, 3, 4 }, against = "soft",
+}
+]]
+local function study(change)
+  local value = load(tiny)()
+  return change and change(value) or value
+end
+
+describe("statistics", function()
+  it("are mean, sample deviation and Student's interval", function()
+    local s = statistics.summary { 1, 2, 3, 6 }
+    assert.near(3, s.mean, 1e-12)
+    assert.near(math.sqrt(14 / 3), s.sd, 1e-12)
+    assert.near(3 + 3.182 * math.sqrt(14 / 3) / 2, s.high, 1e-9)
+    assert.same({ n = 1, mean = 5 }, statistics.summary { 5 })
+    assert.is_nil(statistics.summary {})
+    for degrees, want in pairs { [1] = 12.706, [10] = 2.228, [11] = 2.201, [20] = 2.086, [60] = 2.000, [1000] = 1.962 } do
+      assert.near(want, statistics.t975(degrees), 1e-3)
+    end
+  end)
+end)
+
+describe("a study", function()
+  it("is every arm with every value and seed", function()
+    local s, names = study(), {}
+    for _, run in ipairs(s.runs) do names[run.name] = run.recipe.resolved end
+    assert.equal(20, #s.runs)
+    local one = names["bridge_fraction=0.005_seed=3"]
+    assert.same({ 0.005, 3, 2e-3, 3 }, { one.data.fraction, one.seed, one.optim.lr, one.stages[1].loss.align.weight })
+    assert.equal(1e-3, names["soft_fraction=0.01_seed=0"].optim.lr)
+    s:override { "stages.1.loss.align.weight=7", "batch=5" }
+    assert.same({ 5, 7 }, { s.runs[20].recipe.resolved.batch, s.runs[20].recipe.resolved.stages[1].loss.align.weight })
+  end)
+
+  it("compares with an arm seed by seed", function()
+    local s = study()
+    for _, run in ipairs(s.runs) do
+      run.result = { top1 = 10 * run.column + run.seed + (run.arm == "bridge" and 2 + 0.1 * run.seed or 0) }
+    end
+    local rows = s:rows()
+    assert.same({ "soft", "fraction=0.005", 5 }, { rows[1].arm, rows[1].column, rows[1].n })
+    assert.near(12, rows[1].mean, 1e-12)
+    assert.is_nil(rows[1].difference)
+    assert.near(2.2, rows[4].difference.mean, 1e-9)
+    assert.near(0.1 * math.sqrt(2.5), rows[4].difference.sd, 1e-9)
+  end)
+
+  it("names what is wrong with it", function()
+    local base = { data = cab.data.fashion {}, student = cab.models.vim {}, stages = { { loss = { vanilla = 1 }, steps = 1 } } }
+    local function fails(text, more)
+      local given = { base = base, arms = { { name = "a" } } }
+      for k, v in pairs(more) do given[k] = v end
+      assert.matches(text, refused(2, cab.study, given).message)
+    end
+    fails("did you mean 'seeds'", { seed = { 1 } })
+    fails("two arms are called 'a'", { arms = { { name = "a" }, { name = "a" } } })
+    fails("arms.1 needs a name", { arms = { { name = "a b" } } })
+    fails("unknown arm 'b' %(known: a%)", { against = "b" })
+    fails("did you mean 'fraction'", { vary = { ["data.fracton"] = { 0.1 } } })
+    fails("needs a list of values", { vary = { batch = 3 } })
+    fails("metric: unknown value 'top2'", { metric = "top2" })
+    fails("did you mean 'stages'", { arms = { { name = "a", stags = {} } } })
+  end)
+
+  for _, name in ipairs { "methods", "methods_cifar" } do
+    it("is shipped, and every run of it is a valid recipe: " .. name, function()
+      local s = core.loadfile("recipes/studies/" .. name .. ".lua")()
+      assert.is_true(require "cab.study".is(s))
+      assert.is_true(#s.runs >= 30)
+    end)
+  end
+end)
+
+describe("cab sweep", function()
+  local dir = process.folder()
+  local file = process.put(dir .. "/study.lua", tiny)
+  teardown(function() os.execute("rm -rf " .. dir) end)
+  local function sweep(words, prefix) return process.sh(("%s %s sweep %s %s"):format(prefix or "OMP_NUM_THREADS=1", process.program, file, words)) end
+  local function read(path) return require "cab.folder".read(path) end
+
+  it("killed five times ends with the table of an undisturbed one", function()
+    local begun = core.now()
+    local code, out = sweep(("--out %s/calm"):format(dir))
+    assert.equal(0, code, out)
+    local whole, kills = core.now() - begun, 0
+    for i = 1, 5 do
+      local moment = (0.05 + 0.2 * core.uniform({ 1 }, 0, 1, 11, "kill " .. i):item()) * whole
+      code = sweep(("--out %s/cut --quiet 2>/dev/null"):format(dir), ("OMP_NUM_THREADS=1 timeout -s KILL %.2f"):format(moment))
+      assert.is_true(code == 137 or code == 74, tostring(code)) -- 74: the one before still holds a lock
+      kills = kills + (code == 137 and 1 or 0)
+    end
+    assert.is_true(kills >= 3, kills)
+    code, out = sweep(("--out %s/cut --quiet"):format(dir))
+    assert.equal(0, code, out)
+    assert.equal(read(dir .. "/calm/table.csv"), read(dir .. "/cut/table.csv"))
+    assert.matches("bridge,fraction=0.01,top1,5,", read(dir .. "/cut/table.csv"))
+  end)
+
+  it("runs in parts and with workers to the same table, and does nothing twice", function()
+    assert.equal(0, (sweep(("--out %s/two --workers 2 --quiet"):format(dir))))
+    assert.equal(read(dir .. "/calm/table.csv"), read(dir .. "/two/table.csv"))
+    local function when() return lfs.attributes(dir .. "/two/soft_fraction=0.01_seed=0/result.json", "modification") end
+    local before = when()
+    local code, out = sweep(("--out %s/two"):format(dir))
+    assert.equal(0, code)
+    assert.equal(before, when())
+    assert.matches("minus soft", out)
+    code, out = sweep(("--out %s/two batch=5"):format(dir))
+    assert.equal(2, code)
+    assert.matches("is a run of another recipe.*batch: 10, now 5", out)
+  end)
+
+  it("lists what failed and goes on", function()
+    local bad = process.put(dir .. "/bad.lua", (tiny:gsub('{ name = "soft"', '{ name = "lost", teacher = cab.models.vit { image = 28, patch = 14, '
+      .. 'dim = 8, depth = 1, heads = 2, weights = "nowhere.safetensors" }, stages = { { loss = { soft = 1 }, steps = 1 } } }, %0')
+      :gsub("seeds = %b{}", "seeds = { 0 }")))
+    local code, out = process.sh(("OMP_NUM_THREADS=1 %s sweep %s --out %s/bad"):format(process.program, bad, dir))
+    assert.equal(1, code)
+    assert.matches("failed: lost_fraction=0.005_seed=0: .*nowhere.safetensors", out)
+    assert.matches("bridge +fraction=0.01 +[%d.]+", out)
+  end)
+
+  it("is refused what it cannot do", function()
+    local code, out = sweep("--part 3/2")
+    assert.same({ 2, true }, { code, out:find("expected I/N", 1, true) ~= nil })
+    code, out = sweep("--workers 2 --part 1/2")
+    assert.same({ 2, true }, { code, out:find("give one", 1, true) ~= nil })
+    code, out = process.sh(process.program .. " sweep recipes/quickstart.lua")
+    assert.same({ 2, true }, { code, out:find("returns no cab.study", 1, true) ~= nil })
+  end)
+end)
