@@ -107,4 +107,88 @@ function M.mosaic(images, columns, path, o)
   return path
 end
 
+-- ---- sheets: maps over their images ---------------------------------------------------------------------------------------
+
+-- A grid scaled to 0 .. 1, read between its cells: value(x, y) with x, y in 0 .. 1.
+local function smooth(rows)
+  local low, high, side = math.huge, -math.huge, #rows
+  for _, row in ipairs(rows) do for _, v in ipairs(row) do low, high = math.min(low, v), math.max(high, v) end end
+  local scale = 1 / math.max(high - low, 1e-30)
+  return function(x, y)
+    local gx, gy = math.max(0, math.min(side - 1, x * side - 0.5)), math.max(0, math.min(side - 1, y * side - 0.5))
+    local x0, y0 = math.floor(gx), math.floor(gy)
+    local x1, y1, fx, fy = math.min(x0 + 1, side - 1), math.min(y0 + 1, side - 1), gx - x0, gy - y0
+    local top = rows[y0 + 1][x0 + 1] * (1 - fx) + rows[y0 + 1][x1 + 1] * fx
+    local bottom = rows[y1 + 1][x0 + 1] * (1 - fx) + rows[y1 + 1][x1 + 1] * fx
+    return (top * (1 - fy) + bottom * fy - low) * scale
+  end
+end
+
+-- An image as a function of (x, y) in 0 .. 1 -> r, g, b in 0 .. 255.
+local function sampler(image, low, scale)
+  local channels, side = #image, #image[1]
+  return function(x, y)
+    local sx, sy = math.min(side, math.floor(x * side) + 1), math.min(side, math.floor(y * side) + 1)
+    local r = (image[1][sy][sx] - low) * scale
+    if channels < 3 then return r, r, r end
+    return r, (image[2][sy][sx] - low) * scale, (image[3][sy][sx] - low) * scale
+  end
+end
+
+-- Fills a cell of a flat list of bytes; overlay: the map's colours over the image in grey.
+local function fill(pixels, width, left, top, cell, picture, map)
+  for y = 0, cell - 1 do
+    local at = 3 * ((top + y) * width + left)
+    for x = 0, cell - 1 do
+      local r, g, b = picture((x + 0.5) / cell, (y + 0.5) / cell)
+      if map then
+        local grey, v = 0.3 * r + 0.59 * g + 0.11 * b, map((x + 0.5) / cell, (y + 0.5) / cell)
+        local hr, hg, hb = heat(v)
+        local share = 0.35 + 0.4 * v -- where little is looked at, the image shows
+        r, g, b = grey + share * (hr - grey), grey + share * (hg - grey), grey + share * (hb - grey)
+      end
+      pixels[at + 1], pixels[at + 2], pixels[at + 3] = math.floor(r + 0.5), math.floor(g + 0.5), math.floor(b + 0.5)
+      at = at + 3
+    end
+  end
+end
+
+--- A sheet: for each image a block of lines, one a model; in a line the image and then its maps over it, enlarged, with titles where
+--- there is gnuplot to write them.
+---@param images any f32[b,C,H,W] normalised
+---@param lines table[] {name, columns = {{title, grids}, ...}}
+---@param path string PNG
+---@param o? table cell (pixels a side, 84)
+---@return string path
+function M.sheet(images, lines, path, o)
+  local cell, gap, left, line_top = o and o.cell or 84, 6, 96, 18
+  local most = 0
+  for _, line in ipairs(lines) do most = math.max(most, #line.columns) end
+  local range, list = images:range(), images:totable()
+  local scale = 255 / math.max(range.max - range.min, 1e-30)
+  local line_height = cell + line_top
+  local width, height = left + (cell + gap) * (most + 1) + gap, #list * (#lines * line_height + 2 * gap) + gap
+  local pixels, labels = {}, {}
+  for i = 1, 3 * width * height do pixels[i] = 255 end
+  for i, image in ipairs(list) do
+    local picture = sampler(image, range.min, scale)
+    for k, line in ipairs(lines) do
+      local top = gap + (i - 1) * (#lines * line_height + 2 * gap) + (k - 1) * line_height + line_top
+      labels[#labels + 1] = { left - 8, top + cell // 2, line.name, "right" }
+      if k == 1 then fill(pixels, width, left, top, cell, picture) end
+      for c, column in ipairs(line.columns) do
+        local x = left + (cell + gap) * c
+        fill(pixels, width, x, top, cell, picture, smooth(column[2][i]))
+        labels[#labels + 1] = { x + cell // 2, top - line_top // 2 + 1, column[1], "center" }
+      end
+    end
+  end
+  do
+    local scope <close> = core.scope()
+    core.write_png(path, core.tensor(pixels, "u8"):reshape { height, width, 3 })
+  end
+  require "cab.plot".label(path, width, height, labels)
+  return path
+end
+
 return M

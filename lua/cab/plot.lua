@@ -18,10 +18,13 @@ M.quoted = quoted
 ---@field x? string label
 ---@field y? string label
 ---@field series? table[] {name, points = {{x, y}, ...}, dashed?, band? = {{x, low, high}, ...}, style? = "lines"|"points"|"linespoints"}
----@field boxes? table[] {label, values, group?}: a box plot, boxes of one group in one colour
----@field heat? {rows: number[][], marks?: {[1]: integer, [2]: integer}[], xtics?: string[], ytics?: string[], low?: number, high?: number}
+---@field boxes? table[] {label, values, group?, at?, tic?}: a box plot, boxes of one group in one colour
+---@field groups? integer of boxes
+---@field heat? {rows: number[][], marks?: {[1]: integer, [2]: integer}[], xtics?: string[], ytics?: string[], low?: number, high?: number,
+--- bare?: boolean (no numbers, no scale)}
 ---@field logx? boolean
 ---@field logy? boolean
+---@field width? number of boxes
 ---@field low? number of y
 ---@field high? number of y
 ---@field size? {[1]: integer, [2]: integer} pixels
@@ -78,7 +81,10 @@ local function boxes(c, script)
     seen[at] = true
   end
   script[#script + 1] = "set xtics (" .. table.concat(tics, ", ") .. ") nomirror"
-  script[#script + 1] = ("set boxwidth %g"):format(#groups > 1 and 0.32 or 0.5)
+  local first, last = math.huge, -math.huge
+  for i, b in ipairs(c.boxes) do first, last = math.min(first, b.at or i), math.max(last, b.at or i) end
+  script[#script + 1] = ("set xrange [%g:%g]"):format(first - 0.4, last + 0.4)
+  script[#script + 1] = ("set boxwidth %g"):format(c.width or 0.5)
   local plots = {}
   for i, g in ipairs(groups) do
     data(script, "$g" .. i, g.rows)
@@ -105,11 +111,13 @@ local function heat(c, script)
   for _, line in ipairs { ("set xrange [0.5:%g]"):format(wide + 0.5), ("set yrange [0.5:%g]"):format(high + 0.5), "unset key", "unset grid",
     ("set xtics (%s) scale 0"):format(tics(h.xtics, wide)), ("set ytics (%s) scale 0"):format(tics(h.ytics, high)),
     "set palette defined (0 '#fcfdbf', 0.25 '#fc8961', 0.5 '#b73779', 0.75 '#51127c', 1 '#000004')" } do script[#script + 1] = line end
-  if h.low then script[#script + 1] = ("set cbrange [%g:%g]"):format(h.low, h.high) end
+  if h.low then script[#script + 1] = ("set cbrange [%g:%s]"):format(h.low, h.high or "*") end
+  if h.bare then
+    for _, line in ipairs { "set xtics rotate by 60 right font ',8'", "set ytics font ',8'", "unset colorbox", "unset border" } do script[#script + 1] = line end
+  end
   local plots = { "$heat using 1:2:3 with image pixels" }
-  if #rows <= 200 then -- numbers, white where the square is dark
-    plots[#plots + 1] = "$heat using 1:2:(sprintf('%.2f',$3)):3 with labels font ',9' tc palette z notitle"
-    plots[#plots] = ("$heat using 1:2:(sprintf('%%.2f',$3)):($3 > %g ? 0xffffff : 0x000000) with labels font ',9' tc rgb variable notitle"):format(
+  if #rows <= 200 and not h.bare then -- numbers, white where the square is dark
+    plots[#plots + 1] = ("$heat using 1:2:(sprintf('%%.2f',$3)):($3 > %g ? 0xffffff : 0x000000) with labels font ',9' tc rgb variable notitle"):format(
       ((h.low or 0) + (h.high or 1)) / 2)
   end
   if h.marks and #h.marks > 0 then
@@ -122,10 +130,11 @@ end
 -- The script of a chart without its terminal.
 local function script_of(c)
   local s = { "set encoding utf8", "set border 3 lc rgb '#666666'", "set tics nomirror", "set grid lc rgb '#cccccc' lw 0.6",
-    "set key above left horizontal samplen 2 spacing 1.1", ("set xlabel %s"):format(quoted(c.x or "")), ("set ylabel %s"):format(quoted(c.y or "")) }
-  if c.title then s[#s + 1] = ("set title %s offset 0,0.3"):format(quoted(c.title)) end
+    ("set key bmargin left vertical Left reverse samplen 1.5 spacing 1.2 maxrows %d"):format(((c.groups or #(c.series or {})) + 1) // 2),
+    ("set xlabel %s"):format(quoted(c.x or "")), ("set ylabel %s"):format(quoted(c.y or "")) }
+  if c.title then s[#s + 1] = ("set title %s offset 0,0.2"):format(quoted(c.title)) end
   if c.logx then s[#s + 1] = "set logscale x" end
-  if c.logy then s[#s + 1] = "set logscale y" end
+  if c.logy then s[#s + 1] = "set logscale y; set format y '%g'" end
   if c.xtics then s[#s + 1] = ("set xtics (%s)"):format(table.concat(c.xtics, ", ")) end
   if c.low or c.high then s[#s + 1] = ("set yrange [%s:%s]"):format(c.low or "*", c.high or "*") end
   local draw = c.heat and heat or c.boxes and boxes or lines
@@ -146,22 +155,50 @@ end
 
 local terminals = { svg = "svg dynamic font 'sans,13' background rgb 'white'", png = "pngcairo font 'sans,11'" }
 
+-- Path checked, gnuplot asked for; the kind of file, or nil and why nothing can be drawn.
+local function kind_of(path)
+  local kind = path:match "%.(%a+)$"
+  if not terminals[kind or ""] then check.fail(2, ("%s: charts are .png or .svg"):format(path), { id = "usage" }) end
+  if not M.gnuplot() then return nil, "no gnuplot: charts are not drawn" end
+  return kind
+end
+
+local function finish(path, kind, size, script)
+  table.insert(script, 1, ("set terminal %s size %d,%d"):format(terminals[kind], size[1], size[2]))
+  table.insert(script, 2, "set output " .. "'" .. path:gsub("'", "''") .. "'")
+  local ok, said = run(script)
+  if not ok then return nil, "gnuplot: " .. core.escape(said) end
+  return path
+end
+
 --- Draws a chart into a file, by its ending .png or .svg. Without gnuplot nothing is drawn, and the reason comes back.
 ---@param path string
 ---@param c Chart
 ---@return string? path
 ---@return string? why not
 function M.chart(path, c)
-  local kind = path:match "%.(%a+)$"
-  if not terminals[kind or ""] then check.fail(2, ("%s: charts are .png or .svg"):format(path), { id = "usage" }) end
-  if not M.gnuplot() then return nil, "no gnuplot: charts are not drawn" end
-  local size = c.size or { 900, 520 }
-  local script = script_of(c)
-  table.insert(script, 1, ("set terminal %s size %d,%d"):format(terminals[kind], size[1], size[2]))
-  table.insert(script, 2, "set output " .. "'" .. path:gsub("'", "''") .. "'")
-  local ok, said = run(script)
-  if not ok then return nil, "gnuplot: " .. core.escape(said) end
-  return path
+  local kind, why = kind_of(path)
+  if not kind then return nil, why end
+  return finish(path, kind, c.size or { 900, 520 }, script_of(c))
+end
+
+--- Draws several charts in one file, line by line.
+---@param path string
+---@param list Chart[]
+---@param o {columns: integer, cell: integer[]}
+---@return string? path
+---@return string? why not
+function M.grid(path, list, o)
+  local kind, why = kind_of(path)
+  if not kind then return nil, why end
+  local height = (#list + o.columns - 1) // o.columns
+  local script = { ("set multiplot layout %d,%d"):format(height, o.columns) }
+  for _, c in ipairs(list) do
+    script[#script + 1] = "reset"
+    for _, line in ipairs(script_of(c)) do script[#script + 1] = line end
+  end
+  script[#script + 1] = "unset multiplot"
+  return finish(path, kind, { o.columns * o.cell[1], height * o.cell[2] }, script)
 end
 
 --- The same as SVG text for a page: no size of its own, text and axes in the page's colour.
@@ -179,6 +216,25 @@ function M.svg(c)
   text = text:gsub("^.-<svg", "<svg", 1):gsub("<desc>.-</desc>", ""):gsub("<title>.-</title>", ""):gsub("%s+$", "")
   text = text:gsub('<rect[^>]-fill="#ffffff"[^>]*/>', "", 1):gsub("black", "currentColor"):gsub("#666666", "currentColor")
   return text
+end
+
+--- Writes words onto a PNG, pixel for pixel as it was otherwise. Without gnuplot the picture stays as it is.
+---@param path string PNG
+---@param width integer
+---@param height integer
+---@param labels table[] {x, y (from the top), text, "left"|"center"|"right"}
+function M.label(path, width, height, labels)
+  if not M.gnuplot() then return end
+  local bare = path .. ".bare.png"
+  os.rename(path, bare)
+  local name = "'" .. bare:gsub("'", "''") .. "'"
+  local script = { "unset border", "unset tics", "unset key", "set margins 0,0,0,0", "set size 1,1", "set origin 0,0",
+    ("set xrange [0:%d]"):format(width), ("set yrange [0:%d]"):format(height) }
+  for _, l in ipairs(labels) do
+    script[#script + 1] = ("set label %s at %g,%g %s front font ',8'"):format(quoted(l[3]), l[1], height - l[2], l[4])
+  end
+  script[#script + 1] = ("plot %s binary filetype=png dx=1 dy=1 origin=(0.5,0.5) with rgbimage pixels"):format(name)
+  if finish(path, "png", { width, height }, script) then os.remove(bare) else os.rename(bare, path) end
 end
 
 return M

@@ -106,7 +106,7 @@ function Run:step(step)
   local row = (job.device == "cpu" or self:is_read(step) or self:is_stop(step)) and self:inspect(step) or nil
   job:clear_gradients()
   if row and not row.skipped and self:is_eval(step) and job.recipe.eval.shares and #stage.terms > 1 then
-    self.shares = job:shares(stage, stepper:images(), stepper.batch.labels, stepper.batch.targets)
+    self.shares, self.conflict = job:shares(stage, stepper:images(), stepper.batch.labels, stepper.batch.targets)
   end
   return row
 end
@@ -191,6 +191,7 @@ function Run:evaluate(step)
       row.share[name] = self.shares[name].share
       parts[#parts + 1] = ("%s %.0f %% of the gradient"):format(name, 100 * self.shares[name].share)
     end
+    row.conflict = next(self.conflict) and self.conflict or nil
     self.shares = nil
   end
   self:say(("step %d  %s"):format(step, table.concat(parts, "  ")))
@@ -214,7 +215,8 @@ function Run:save(step)
   local born = self.stepper:born()
   local begun = core.now()
   local ok, e = pcall(self.folder.save, self.folder, step, self.job:state(),
-    { born = next(born) and born or nil, best = self.best, best_step = self.best_step, skipped = self.skipped, device = self:device() },
+    { born = next(born) and born or nil, best = self.best, best_step = self.best_step, skipped = self.skipped, device = self:device(),
+      seconds = self.spent + core.now() - self.begun },
     self.job.recipe.checkpoint.keep)
   if ok then
     self.failed, self.saved = 0, step
@@ -258,7 +260,7 @@ local function restore(self, how)
   self.job:restore(tensors, ("%s/checkpoints/step-%d.safetensors"):format(self.folder.path, manifest.step))
   local meta = manifest.meta or {}
   for _, p in ipairs(self.job.params) do p.born = meta.born and meta.born[p.name] end
-  self.best, self.best_step, self.skipped = meta.best, meta.best_step, meta.skipped or 0
+  self.best, self.best_step, self.skipped, self.spent = meta.best, meta.best_step, meta.skipped or 0, meta.seconds or 0
   for _, row in ipairs(self.folder:cut(manifest.step)) do self.last = row.eval or self.last end
   self.saved = manifest.step
   return manifest.step, meta
@@ -385,9 +387,8 @@ function M.run(r, o)
   local path = o.out or folders.choose(name, o.resume)
   local _run <close> = core.scope()
   local self = setmetatable({ folder = folders.open(path, o.resume), stop_after = o.stop_after, waited = 0, waited_before = 0,
-    skipped = 0, norms = {}, rewound = {} }, Run)
+    skipped = 0, norms = {}, rewound = {}, spent = 0, begun = core.now() }, Run)
   self.bar = progress.new { total = 1, name = name, quiet = o.quiet }
-  local begun = core.now()
   core.catch_signals(true)
   local ok, stopped, at = pcall(function()
     self.job = jobs.build(r)
@@ -432,14 +433,14 @@ function M.run(r, o)
   if not ok then error(stopped, 0) end
   if not closed then error(why, 0) end
   if stopped then check.fail(75, ("stopped after step %d; go on with --resume --out %s"):format(at, path), { id = "stopped" }) end
-  local last, seconds = self.last or {}, core.now() - begun
+  local last, seconds = self.last or {}, self.spent + core.now() - self.begun
   if self.job.data.close then self.job.data:close() end
   local result = { path = path, name = name, top1 = last.top1, top5 = last.top5, perplexity = last.perplexity,
     parameters = self.job.student:size(), loss = last.loss, r2 = last.r2, average = last.average,
     best = self.best, best_step = self.best_step, steps = self.job.steps, seconds = seconds, images_per_second = not self.job.text and self.bar:rate() or nil,
     tokens_per_second = self.job.text and self.bar:rate() or nil,
     device = self.job.device, peak = memory.peak }
-  self.folder:json("result.json", runs.plain(result))
+  if self.done then self.folder:json("result.json", runs.plain(result)) end
   self.bar:summary(result)
   return result
 end
