@@ -19,6 +19,7 @@ static struct {
   Completer *attempted;
   int *over, *append;
   const char **breaks;
+  char **buffer;
 } edit;
 static lua_State *state; /* while readline runs */
 static int completer = LUA_NOREF;
@@ -33,7 +34,8 @@ static bool load(void) {
       {"read_history", (void **)&edit.read_history}, {"write_history", (void **)&edit.write_history},
       {"stifle_history", (void **)&edit.stifle_history}, {"rl_completion_matches", (void **)&edit.completion_matches},
       {"rl_attempted_completion_function", (void **)&edit.attempted}, {"rl_attempted_completion_over", (void **)&edit.over},
-      {"rl_completion_append_character", (void **)&edit.append}, {"rl_basic_word_break_characters", (void **)&edit.breaks}};
+      {"rl_completion_append_character", (void **)&edit.append}, {"rl_basic_word_break_characters", (void **)&edit.breaks},
+      {"rl_line_buffer", (void **)&edit.buffer}};
   for (size_t i = 0; i < sizeof symbols / sizeof *symbols; i++) {
     if (!(*symbols[i].slot = dlsym(h, symbols[i].name))) return dlclose(h), false;
   }
@@ -55,15 +57,18 @@ static char *next_match(const char *text, int first) {
 }
 
 static char **complete_word(const char *text, int start, int end) {
-  (void)start, (void)end;
-  *edit.over = 1; /* no file names */
+  (void)end;
+  *edit.over = 1; /* no file names of libedit's own */
   *edit.append = 0;
   if (completer == LUA_NOREF || !lua_checkstack(state, 8)) return NULL;
   int top = lua_gettop(state);
   lua_rawgeti(state, LUA_REGISTRYINDEX, completer);
   lua_pushstring(state, text);
+  const char *line = *edit.buffer ? *edit.buffer : "";
+  size_t length = strlen(line);
+  lua_pushlstring(state, line, start >= 0 && (size_t)start < length ? (size_t)start : length);
   char **matches = NULL;
-  if (lua_pcall(state, 1, 1, 0) == LUA_OK && lua_istable(state, -1)) matches = edit.completion_matches(text, next_match);
+  if (lua_pcall(state, 2, 1, 0) == LUA_OK && lua_istable(state, -1)) matches = edit.completion_matches(text, next_match);
   lua_settop(state, top);
   return matches;
 }
@@ -90,7 +95,7 @@ static int read_line(lua_State *L) {
   return 1;
 }
 
-/* core.editline.complete(f): f(word) -> list of words */
+/* core.editline.complete(f): f(word, line before it) -> list of words */
 static int set_completer(lua_State *L) {
   luaL_checktype(L, 1, LUA_TFUNCTION);
   luaL_unref(L, LUA_REGISTRYINDEX, completer);

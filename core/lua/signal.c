@@ -82,7 +82,7 @@ static int interruptible(lua_State *L) {
   struct sigaction action = {.sa_flags = SA_RESTART}, old;
   action.sa_handler = on_signal;
   sigemptyset(&action.sa_mask);
-  if (!depth) seen = interrupts, raised = 0;
+  if (!depth) seen = interrupts, raised = 0, last_interrupt = (struct timespec){0}; /* a new line: its first SIGINT is a first one */
   depth++;
   sigaction(SIGINT, &action, &old);
   lua_sethook(L, hook, LUA_MASKCOUNT, EVERY);
@@ -93,8 +93,20 @@ static int interruptible(lua_State *L) {
   return lua_gettop(L);
 }
 
+/* core.whole(f, ...) -> what f returns. Inside interruptible: SIGINT waits until f is done, so that no step stops half way. */
+static int whole(lua_State *L) {
+  if (lua_type(L, 1) != LUA_TFUNCTION) bind_arg_error(L, 1, "function expected, got %s", bind_type_name(L, 1));
+  lua_Hook held = lua_gethook(L);
+  int mask = lua_gethookmask(L), count = lua_gethookcount(L);
+  lua_sethook(L, NULL, 0, 0);
+  int failed = lua_pcall(L, lua_gettop(L) - 1, LUA_MULTRET, 0);
+  if (held) lua_sethook(L, held, mask, count);
+  if (failed) lua_error(L);
+  return lua_gettop(L);
+}
+
 void bind_signal(lua_State *L) {
   static const luaL_Reg functions[] = {
-      {"catch_signals", catch_signals}, {"interrupted", interrupted}, {"interruptible", interruptible}, {NULL, NULL}};
+      {"catch_signals", catch_signals}, {"interrupted", interrupted}, {"interruptible", interruptible}, {"whole", whole}, {NULL, NULL}};
   luaL_setfuncs(L, functions, 0);
 }

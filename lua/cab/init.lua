@@ -9,7 +9,7 @@ local modules = {
   train = "cab.train", eval = "cab.eval", report = "cab.report", cli = "cab.cli", repl = "cab.repl",
   reference = "cab.reference", bridges = "cab.bridges", similarity = "cab.similarity", layers = "cab.layers", maps = "cab.maps",
   taps = "cab.taps", pairs = "cab.pairs", options = "cab.options", gradcheck = "cab.gradcheck",
-  plot = "cab.plot", charts = "cab.charts", pictures = "cab.pictures", runs = "cab.runs",
+  plot = "cab.plot", charts = "cab.charts", pictures = "cab.pictures", runs = "cab.runs", session = "cab.session",
   audit = "cab.audit", recompute = "cab.recompute", weights = "cab.weights", names = "cab.names", job = "cab.job", compare = "cab.compare",
   study = "cab.study", statistics = "cab.statistics",
 }
@@ -25,7 +25,15 @@ end
 
 --- Tensors and metadata of a weight file of any format: cab.weights.read.
 function cab.load(path, key) return require "cab.weights".read(path, key) end
+--- A recipe file as a run in memory, a step at a time: cab.session.
+function cab.open(path, o) return require "cab.session".open(path, o) end
 function cab.inspect(path, key) return require "cab.weights".inspect(path, key) end
+
+--- Adds the names of all fields, those not loaded yet as well. @param into table<string, boolean>
+function cab.names(into)
+  for k in next, modules do into[k] = true end
+  return into
+end
 
 -- A table whose fields are files of lua/cab/FOLDER: cab.strategies.soft.
 local function folder(what, prefix, names)

@@ -1,5 +1,9 @@
---- The prompt: expressions are printed, errors never end it, SIGINT stops a running line, TAB completes names.
+--- The prompt: expressions are printed, errors never end it, SIGINT stops a running line, TAB completes names, fields and files,
+--- ?name says what something is, _ is the last result.
 local core = require "cab.core"
+local lfs = require "lfs"
+local manual = require "cab.manual"
+local term = require "cab.term"
 local M = {}
 
 local LONGEST = 1000 -- bytes of a string that are shown
@@ -26,11 +30,39 @@ local function fields(value, names)
   end
 end
 
---- Completions of the word before the cursor: "cab.da" -> {"cab.data"}, "t:sh" -> {"t:shape"}.
+-- Files that go on with an unfinished string: the word is its last piece, `line` all before it.
+local function files(word, line)
+  local open = (line .. word):match "[\"']([^\"']*)$" or ""
+  local dir, last = open:match "^(.*/)([^/]*)$"
+  dir, last = dir or "", last or open
+  local out, before = {}, open:sub(1, #open - #word) -- of the string, what stands before the word
+  if lfs.attributes(dir == "" and "." or dir, "mode") ~= "directory" then return out end
+  for name in lfs.dir(dir == "" and "." or dir) do
+    if name:sub(1, #last) == last and (name:sub(1, 1) ~= "." or last:sub(1, 1) == ".") then
+      local path = dir .. name .. (lfs.attributes(dir .. name, "mode") == "directory" and "/" or "")
+      out[#out + 1] = path:sub(#before + 1)
+    end
+  end
+  table.sort(out)
+  return out
+end
+
+-- True where a line ends inside a string.
+local function in_string(line)
+  local quote
+  for c in line:gsub("\\.", ""):gmatch "[\"']" do
+    if not quote then quote = c elseif quote == c then quote = nil end
+  end
+  return quote ~= nil
+end
+
+--- Completions of the word before the cursor: "cab.da" -> {"cab.data"}, "t:sh" -> {"t:shape"}; of files inside a string.
 ---@param word string
 ---@param env table
+---@param line? string what stands before the word
 ---@return string[]
-function M.complete(word, env)
+function M.complete(word, env, line)
+  if line and in_string(line) then return files(word, line) end
   local path, mark, last = word:match("^(.-)([.:]?)([%w_]*)$")
   local names, value = {}, env
   if mark ~= "" then
@@ -42,6 +74,11 @@ function M.complete(word, env)
   end
   fields(value, names)
   if mark == "" then fields(_G, names) end
+  if mark ~= "" and rawequal(value, env.cab) then require "cab".names(names) end
+  if type(value) == "table" and getmetatable(value) and getmetatable(value).__name == "cab.session" then
+    fields(require "cab.session".methods, names)
+    names.student, names.teacher = true, true
+  end
   local out = {}
   for name in pairs(names) do
     if name:sub(1, #last) == last and name:sub(1, 2) ~= "__" then out[#out + 1] = path .. mark .. name end
@@ -74,24 +111,6 @@ local function show(value)
   return tostring(value)
 end
 
---- help(): the ops. help "matmul" or help(cab.op.matmul): signature. help(table): its fields.
-local function help(x)
-  if x == nil then return core.help() end
-  if type(x) == "function" then
-    for name, f in pairs(core.ops) do if f == x then return core.help(name) end end
-    local info = debug.getinfo(x, "S")
-    return ("function of %s:%d"):format(info.short_src, info.linedefined)
-  end
-  if type(x) == "table" then
-    local names, list = {}, {}
-    fields(x, names)
-    for name in pairs(names) do list[#list + 1] = name end
-    table.sort(list)
-    return table.concat(list, " ")
-  end
-  return core.help(x)
-end
-
 -- Text from outside may hold escape sequences and be long: line by line, printable, cut.
 local function clean(text)
   local function code(c) return (c == "\n" or c == "\t") and c or (c:gsub(".", function(b) return ("\\x%02X"):format(b:byte()) end)) end
@@ -114,6 +133,12 @@ local interruptible = core.interruptible or function(f, ...) return f(...) end
 ---@param write fun(text: string)
 ---@return boolean more true if the chunk is not complete yet
 function M.line(text, env, write)
+  local asked = text:match "^%s*%?%s*(.-)%s*$"
+  if asked then
+    local ok, said = pcall(manual.about, asked ~= "" and asked or nil, env)
+    write(clean(ok and said or "error: " .. tostring(said)))
+    return false
+  end
   local chunk, why = compile(text:gsub("^%s*=", "return "), env)
   if not chunk then
     if why:find("<eof>", 1, true) then return true end
@@ -132,25 +157,41 @@ function M.line(text, env, write)
     local ok, s = pcall(show, results[i])
     out[#out + 1] = clean(ok and s or "?")
   end
+  if results.n > 1 and results[2] ~= nil then
+    env.___, env.__, env._ = rawget(env, "__"), rawget(env, "_"), results[2]
+  end
   if #out > 0 then write(table.concat(out, "\t")) end
   return false
 end
 
---- The environment of the prompt: globals, cab, op, nn, help.
+-- time(f, ...): what f returns, and how long it took.
+local function time(f, ...)
+  local begun = core.now()
+  local results = table.pack(f(...))
+  print(("%.3g s"):format(core.now() - begun))
+  return table.unpack(results, 1, results.n)
+end
+
+--- The environment of the prompt: globals, cab, op, nn, help, time, plot, show; _, __ and ___ are the last results.
 function M.environment()
   local cab = require "cab"
-  return setmetatable({ cab = cab, op = cab.op, nn = cab.nn, help = function(x) print(help(x)) end }, { __index = _G })
+  local function drawn(name)
+    return function(...) print(require "cab.show"[name](...)) end
+  end
+  return setmetatable({ cab = cab, op = cab.op, nn = cab.nn, time = time,
+    plot = drawn "plot", show = drawn "show" }, { __index = _G })
 end
 
 --- The prompt until end of input.
 ---@return integer exit code
 function M.run()
   local env = M.environment()
+  env.help = function(x) print(manual.about(x, env)) end
   local editor = core.editline and core.isatty(0) and core.editline.available() and core.editline or nil
   local function write(text) print(text) io.stdout:flush() end
-  if core.isatty(1) then write "cab: Lua 5.4 prompt. help() lists the ops, help \"matmul\" explains one; end with Ctrl-D." end
+  if core.isatty(1) then write "cab: Lua 5.4 prompt. ? lists what there is, ?matmul explains; recipe = cab.open \"FILE\" is a run; end with Ctrl-D." end
   if editor then
-    editor.complete(function(word) return M.complete(word, env) end)
+    editor.complete(function(word, line) return M.complete(word, env, line) end)
     editor.load(history)
   end
   core.catch_signals(true) -- at the prompt SIGINT drops the line, twice within 2 s it ends the program with 130
@@ -179,7 +220,10 @@ function M.run()
     if pending and text == "" and #pending > 4096 then pending = nil end
     local whole = pending and pending .. "\n" .. text or text
     if whole:find("%S") then
+      local begun = core.now()
       pending = M.line(whole, env, write) and whole or nil
+      local spent = core.now() - begun
+      if spent > 1 and core.isatty(1) then write(term.paint(("%.1f s"):format(spent), "dim")) end
     end
   end
   core.catch_signals(false)

@@ -4,6 +4,7 @@
 local core = require "cab.core"
 local check = require "cab.check"
 local jobs = require "cab.job"
+local schedule = require "cab.schedule"
 local options = require "cab.options"
 local M = {}
 
@@ -11,6 +12,20 @@ local EAGER = 2 -- runs as they come before a capture: by then libraries have th
 
 function M.finite(x) return x == x and x ~= math.huge and x ~= -math.huge end
 local finite = M.finite
+
+--- The row of metrics.jsonl of a step: every loss term as it is and, where there are several, times its weight.
+---@param job Job
+---@param step integer
+---@param v table of Step:values
+---@return table
+function M.row(job, step, v)
+  local stage, number = job:stage(step)
+  local row = { step = step, epoch = (step - 1) // job.per_epoch, stage = number, loss = v.loss,
+    lr = schedule.rate(stage.schedule, step - stage.origin), grad_norm = v.norm }
+  for name, x in pairs(v.terms) do row["loss." .. name] = x end
+  for _, t in ipairs(#stage.terms > 1 and stage.terms or {}) do row["weighted." .. t.name] = t.weight * v.terms[t.name] end
+  return row
+end
 
 ---@class Step
 ---@field graph? userdata the captured step

@@ -141,8 +141,9 @@ local function instance(class, given)
   for k, v in pairs(checked) do self[k] = v end
   return setmetatable(self, {
     __name = "cab.strategy",
-    __index = function(_, k)
-      if class[k] ~= nil then return class[k] end
+    __index = function(t, k)
+      local own = rawget(t, "class")[k]
+      if own ~= nil then return own end
       return Instance[k]
     end,
     __newindex = function(t, k, v)
@@ -150,6 +151,31 @@ local function instance(class, given)
       rawset(t, k, v)
     end,
   })
+end
+
+--- Goes on with another class in this instance's place: its file as it is now. Parameters stay, so build must make the same ones.
+---@param class table
+---@param pairing table the run's pairs
+---@param o table as for prepare
+function Instance:become(class, pairing, o)
+  local given = {}
+  for k, v in pairs(self.given) do if class.options[k] ~= nil then given[k] = v end end
+  local new = instance(class, given):prepare(pairing, o)
+  local function shapes(s)
+    local list = {}
+    for i, p in ipairs(s:parameters()) do list[i] = ("%s [%s]"):format(p.name, table.concat(p.tensor:shape(), ",")) end
+    table.sort(list)
+    return table.concat(list, ", ")
+  end
+  if shapes(new) ~= shapes(self) then
+    options.fail(2, "reload", ("strategy '%s' has other parameters now (%s) than the run (%s): begin a new run"):format(
+      class.name or "?", shapes(new), shapes(self)))
+  end
+  for k in pairs(self.given) do rawset(self, k, nil) end
+  for k, v in pairs(new.given) do rawset(self, k, v) end
+  rawset(self, "class", class)
+  rawset(self, "given", new.given)
+  rawset(self, "needs", new.needs)
 end
 
 --- A new strategy: a table to which build(pairs) and loss(pairs, batch) are added, and begin(pairs). Options are defaults, or

@@ -31,23 +31,40 @@ end
 
 local dots = { { 0x40, 0x80 }, { 0x04, 0x20 }, { 0x02, 0x10 }, { 0x01, 0x08 } } -- of a braille cell, from below: left, right
 
---- A curve in braille dots, two values a column, four rows a line, with the range at its side. No more values than fit are
---- shown: each column has the mean of its share.
+-- Values as n of them: means of equal shares where there are more, on straight lines between them where there are fewer.
+local function resampled(values, n)
+  local out, m = {}, #values
+  local function at(i)
+    local v = values[i]
+    return v and v == v and math.abs(v) < math.huge and v or nil
+  end
+  for x = 1, n do
+    if m <= n then
+      local p = m > 1 and 1 + (x - 1) * (m - 1) / (n - 1) or 1
+      local low = math.min(math.floor(p), m)
+      local a, b = at(low), at(math.min(low + 1, m))
+      out[x] = p == low and (a or false) or a and b and a + (p - low) * (b - a) or false
+    else
+      local sum, count = 0, 0
+      for i = (x - 1) * m // n + 1, x * m // n do
+        if at(i) then sum, count = sum + values[i], count + 1 end
+      end
+      out[x] = count > 0 and sum / count or false
+    end
+  end
+  return out
+end
+
+--- A curve in braille dots, two values a column, four rows a line, with the range at its side.
 ---@param values number[] finite ones are drawn
 ---@param columns integer
 ---@param lines integer
 ---@return string[] lines
 function M.chart(values, columns, lines)
-  local cells, low, high, n = {}, math.huge, -math.huge, 2 * columns
-  local means = {}
-  for x = 1, math.min(n, #values) do
-    local from, to, sum, count = (x - 1) * #values // math.min(n, #values) + 1, x * #values // math.min(n, #values), 0, 0
-    for i = from, to do
-      if values[i] == values[i] and math.abs(values[i]) < math.huge then sum, count = sum + values[i], count + 1 end
-    end
-    means[x] = count > 0 and sum / count or false
-    if means[x] then low, high = math.min(low, means[x]), math.max(high, means[x]) end
-  end
+  if #values == 0 then return {} end
+  local cells, low, high = {}, math.huge, -math.huge
+  local means = resampled(values, 2 * columns)
+  for _, v in ipairs(means) do if v then low, high = math.min(low, v), math.max(high, v) end end
   if low > high then return {} end
   local top = 4 * lines - 1
   for x, v in ipairs(means) do

@@ -75,7 +75,6 @@ end
 
 -- Reads back what the step found and looks whether it is finite. Returns the row for metrics.jsonl.
 function Run:inspect(step)
-  local stage, number = self.job:stage(step)
   local v = self.stepper:values(step)
   if v.step then self:nonfinite(v) end
   if not finite(v.loss) or not finite(v.norm) then
@@ -83,11 +82,7 @@ function Run:inspect(step)
   end
   self.skipped = 0
   self:spike(step, v.norm)
-  local row = { step = step, epoch = (step - 1) // self.job.per_epoch, stage = number, loss = v.loss,
-    lr = schedule.rate(stage.schedule, step - stage.origin), grad_norm = v.norm }
-  for name, x in pairs(v.terms) do row["loss." .. name] = x end
-  for _, t in ipairs(#stage.terms > 1 and stage.terms or {}) do row["weighted." .. t.name] = t.weight * v.terms[t.name] end
-  return row
+  return steps.row(self.job, step, v)
 end
 
 -- One step. Returns its row where it was looked at: always on the CPU, on a GPU only where that is worth the wait.
@@ -306,18 +301,23 @@ local function rewind(self, e)
 end
 
 -- "cuda:0, NVIDIA H100 (sm_90), tf32"
-function Run:device()
-  local job = self.job
-  return ("%s, %s, %s"):format(job.device, job.chip, job.recipe.precision)
+local function device_of(job) return ("%s, %s, %s"):format(job.device, job.chip, job.recipe.precision) end
+function Run:device() return device_of(self.job) end
+
+--- Writes what a run folder says of itself: recipe, source, manifest.
+---@param folder Folder
+---@param job Job
+---@param o table source, fork
+function M.describe(folder, job, o)
+  folder:json("manifest.json", manifests.new(job, device_of(job), o))
+  if o.source then core.write_file(folder.path .. "/source.lua", o.source.text) end
+  folder:json("recipe.json", { recipe = encodable(plain(job.recipe)), student = encodable(job.student.options),
+    teacher = job.teacher and encodable(job.teacher.options) or nil, parameters = job.student:size(), steps = job.steps })
 end
 
 local function begin(self, o)
-  local job = self.job
-  job:measure()
-  self.folder:json("manifest.json", manifests.new(job, self:device(), o))
-  if o.source then core.write_file(self.folder.path .. "/source.lua", o.source.text) end
-  self.folder:json("recipe.json", { recipe = encodable(plain(job.recipe)), student = encodable(job.student.options),
-    teacher = job.teacher and encodable(job.teacher.options) or nil, parameters = job.student:size(), steps = job.steps })
+  self.job:measure()
+  M.describe(self.folder, self.job, o)
 end
 
 -- Another run's state at a step, and its metrics up to there, in place of a first step. Returns the step.
