@@ -167,7 +167,7 @@ describe("at a terminal", function()
       lines[#lines + 1] = errors[(i - 1) % #errors + 1]
       lines[#lines + 1] = i % 2 == 0 and ("y = cab.normal({ 10, 10 }, 0, 1, %d, 'x'); return y:range().max > 0"):format(i) or ("x%d = %d"):format(i % 7, i)
       if i % 5 == 0 then
-        lines[#lines + 1] = i % 10 == 0 and "^C 0.15 while true do pcall(function() while true do end end) end" 
+        lines[#lines + 1] = i % 10 == 0 and "^C 0.15 while true do pcall(function() while true do end end) end"
           or "^C 0.15 for i = 1, math.huge do z = i end"
       end
       if i % 2 == 0 and #lines < 296 then lines[#lines + 1] = "x1 = cab.op.sum(y):item()" end
