@@ -1,6 +1,6 @@
 # make demo   installs what is missing, builds, distils a Vision Mamba from a ViT on the embedded images
 # make test   installs what is missing, builds, runs all tests; ends with "N passed, N failed"
-# make | install PREFIX=/usr/local | bench | lint | asan | fuzz FUZZ_SECONDS=60 FUZZ_RUNS=-1 | crash | clean
+# make | install PREFIX=/usr/local DESTDIR= | module (libcab.so, require "cab" from any Lua 5.4) | dist | bench | lint | asan | fuzz FUZZ_SECONDS=60 FUZZ_RUNS=-1 | crash | clean
 SHELL    := /bin/bash
 B        ?= build
 PREFIX   ?= /usr/local
@@ -8,6 +8,8 @@ CC       ?= gcc
 FUZZ_SECONDS ?= 60
 FUZZ_RUNS ?= -1
 SANITIZE :=
+PIE      := -fPIE
+VERSION  := $(shell sed -n 's/.*CAB_VERSION "\(.*\)"/\1/p' core/lua/cab.h)
 PACKAGES := gcc libc6-dev liblua5.4-dev libopenblas-openmp-dev libpng-dev libjpeg62-turbo-dev zlib1g-dev libjansson-dev \
             libxxhash-dev libutf8proc-dev lua-busted lua-argparse lua-filesystem libedit2 gnuplot-nox
 LINTERS  := lua-check cppcheck
@@ -16,9 +18,9 @@ MODULES  := base tensor ops io data lua
 CPPFLAGS += $(MODULES:%=-Icore/%) -Ikernels -I/usr/include/lua5.4 -D_GNU_SOURCE
 OPT      ?= -O2 -g
 KOPT     ?= -O3 -g
-CFLAGS   := $(OPT) -std=gnu11 -Wall -Wextra -Wno-format-truncation -Wno-missing-field-initializers -fopenmp -fPIE -fstack-protector-strong $(SANITIZE)
+CFLAGS   := $(OPT) -std=gnu11 -Wall -Wextra -Wno-format-truncation -Wno-missing-field-initializers -fopenmp $(PIE) -fstack-protector-strong $(SANITIZE)
 LDLIBS   := -llua5.4 -lopenblas -lpng -ljpeg -lz -ljansson -lxxhash -lutf8proc -ldl -lpthread -lm
-KFLAGS   := $(KOPT) -std=gnu11 -Wall -Wextra -fopenmp -fPIE -fno-math-errno -fno-trapping-math -Icore/base -Ikernels $(SANITIZE)
+KFLAGS   := $(KOPT) -std=gnu11 -Wall -Wextra -fopenmp $(PIE) -fno-math-errno -fno-trapping-math -Icore/base -Ikernels $(SANITIZE)
 MARCH_v4 := -march=x86-64-v4 -mprefer-vector-width=512
 MARCH_v3 := -march=x86-64-v3
 MARCH_v2 := -march=x86-64-v2
@@ -35,7 +37,7 @@ CUDA_ARCH := -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=[
 NVFLAGS  := -std=c++17 -O3 -lineinfo -Icore/base -Icore/tensor -Ikernels -Xcompiler -fPIC,-Wall $(CUDA_ARCH)
 CUDA_OBJECTS := $(patsubst %.cu,$B/%.cu.o,$(wildcard kernels/*.cu core/tensor/*.cu))
 
-.PHONY: all deps demo test install bench lint asan fuzz crash clean
+.PHONY: all deps demo test module install install-rock dist bench lint asan fuzz crash clean
 all: $B/cab $(if $(NVCC),$B/libcab_cuda.so)
 
 $B/cab: $(OBJECTS)
@@ -81,11 +83,41 @@ test: deps
 	@$(MAKE) --no-print-directory -s -j$$(nproc) all
 	$B/cab run tests/main.lua
 
-install: all
-	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/cab
+# The program's objects once more, for a shared library: C programs link it, Lua loads it as cab/core.so.
+module:
+	@$(MAKE) --no-print-directory -s B=build-module PIE=-fPIC CUDA= build-module/libcab.so
+$B/libcab.so: $(filter-out $B/core/lua/main.o,$(OBJECTS))
+	$(CC) $(CFLAGS) -shared -Wl,-z,relro,-z,now -Wl,-soname,libcab.so -o $@ $^ $(filter-out -llua5.4,$(LDLIBS))
+
+install: all module
+	install -d $(addprefix $(DESTDIR)$(PREFIX)/,bin include lib/cab lib/pkgconfig lib/lua/5.4/cab share/lua/5.4 share/man/man1 share/doc/cab \
+	  share/bash-completion/completions share/zsh/vendor-completions share/fish/vendor_completions.d share/cab)
 	install $B/cab $(DESTDIR)$(PREFIX)/bin/cab
-	[ ! -f $B/libcab_cuda.so ] || install -D $B/libcab_cuda.so $(DESTDIR)$(PREFIX)/lib/cab/libcab_cuda.so
+	install -m 644 build-module/libcab.so $(DESTDIR)$(PREFIX)/lib/libcab.so
+	ln -sfn ../../../libcab.so $(DESTDIR)$(PREFIX)/lib/lua/5.4/cab/core.so
+	ln -sfn ../../cab/lua/cab $(DESTDIR)$(PREFIX)/share/lua/5.4/cab
+	install -m 644 core/lua/cab.h $(DESTDIR)$(PREFIX)/include/cab.h
+	sed 's|@PREFIX@|$(PREFIX)|; s|@VERSION@|$(VERSION)|' packaging/cab.pc.in > $(DESTDIR)$(PREFIX)/lib/pkgconfig/cab.pc
+	[ ! -f $B/libcab_cuda.so ] || install -m 644 $B/libcab_cuda.so $(DESTDIR)$(PREFIX)/lib/cab/libcab_cuda.so
 	cp -r lua recipes examples data $(DESTDIR)$(PREFIX)/share/cab/
+	cp -r README.md LICENSE docs/. $(DESTDIR)$(PREFIX)/share/doc/cab/
+	$B/cab completion man > $(DESTDIR)$(PREFIX)/share/man/man1/cab.1
+	$B/cab completion bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/cab
+	$B/cab completion zsh > $(DESTDIR)$(PREFIX)/share/zsh/vendor-completions/_cab
+	$B/cab completion fish > $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/cab.fish
+
+# Into a tree of LuaRocks: the Lua files lie in ROCK_LIBDIR/cab/lua, the library in ROCK_LIBDIR/cab/bin.
+install-rock: module
+	install -d $(ROCK_LUADIR) $(ROCK_LIBDIR)/cab/bin
+	install build-module/libcab.so $(ROCK_LIBDIR)/cab/bin/libcab.so
+	ln -sfn bin/libcab.so $(ROCK_LIBDIR)/cab/core.so
+	cp -r lua data recipes $(ROCK_LIBDIR)/cab/
+	ln -sfn $(ROCK_LIBDIR)/cab/lua/cab $(ROCK_LUADIR)/cab
+
+# What a release is: the committed files, the same bytes each time.
+dist:
+	git archive --format=tar --prefix=cab-$(VERSION)/ HEAD | xz -9 > cab-$(VERSION).tar.xz
+	@echo cab-$(VERSION).tar.xz
 
 bench: all
 	$B/cab run tests/bench/bench.lua
@@ -122,9 +154,9 @@ fuzz:
 	  -print_final_stats=1 -artifact_prefix=$$f- $$f.corpus tests/fuzz/seeds/$${f##*/} 2>&1 | grep -E "ERROR|SUMMARY|does not hold|stat::number_of_executed_units|stat::average" || exit 1; done
 
 crash: all
-	$B/cab run tests/crash/kill.lua 500
+	$B/cab run tests/crash/kill.lua 1000
 
 clean:
-	rm -rf build build-asan build-fuzz
+	rm -rf build build-module build-asan build-fuzz
 
 -include $(wildcard $B/core/*/*.d $B/kernels/*.d)

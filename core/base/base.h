@@ -86,6 +86,7 @@ void cab_set_threads(int count); /* clamped to [1, 256] */
 double cab_now(void);            /* monotonic seconds */
 /* The best kernel variant this processor can run: 4 AVX-512 (f, dq, bw, vl), 3 AVX2 and FMA, 2 neither. */
 int cab_cpu_level(void);
+bool cab_self(char out[4096]); /* path of the program, or of libcab.so in another one (self.c) */
 void cab_tune_runtime(char **argv); /* first thing in main: may start the program anew (runtime.c) */
 
 /* ---- Philox 4x32-10 (Salmon et al. 2011): counter-based, so state is a few integers -------- */

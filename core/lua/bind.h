@@ -130,6 +130,8 @@ void bind_data(lua_State *L); /* bind_data.c */
 void bind_text(lua_State *L); /* bind_text.c */
 int luaopen_cab_core(lua_State *L);
 
-/* Library directory ("/usr/share/cab/lua"), set by main.c before luaopen: lines inside it are not the user's. */
+/* Library directory ("/usr/share/cab/lua"), set by bind_find_library: lines inside it are not the user's. */
 extern char bind_library[4096];
+bool bind_find_library(void);           /* library.c; false: it is not there */
+void bind_set_paths(lua_State *L);      /* package.path begins with it */
 #endif

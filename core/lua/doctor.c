@@ -1,5 +1,6 @@
 /* doctor.c - core.doctor(): the facts that a report of a problem needs. */
 #include "bind.h"
+#include "cab.h"
 
 #include <dlfcn.h>
 #include <jansson.h>
@@ -29,6 +30,7 @@ static int doctor(lua_State *L) {
   struct utsname system;
   char text[160];
   lua_createtable(L, 0, 20);
+  fact(L, "cab", CAB_VERSION);
   fact(L, "isa", cab_cpu_isa());
   number(L, "threads", cab_threads());
   number(L, "processors", sysconf(_SC_NPROCESSORS_ONLN));

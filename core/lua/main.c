@@ -1,12 +1,9 @@
 /* main.c - the program: a Lua state with cab.core in it that runs require("cab.cli").main(arg). */
 #include <errno.h>
-#include <limits.h>
 #include <locale.h>
 #include <lualib.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include "bind.h"
 
@@ -39,29 +36,6 @@ static int heap_limit(lua_State *L) {
   }
   lua_pushinteger(L, (lua_Integer)heap.used);
   return 1;
-}
-
-/* ---- where the library is ------------------------------------------------------------------------------------ */
-
-static bool library_at(const char *dir, const char *below) {
-  char cli[sizeof bind_library + 32], path[sizeof bind_library];
-  struct stat info;
-  if ((size_t)snprintf(path, sizeof path, "%s/%s", dir, below) >= sizeof path) return false;
-  if (!realpath(path, bind_library)) return bind_library[0] = 0, false;
-  snprintf(cli, sizeof cli, "%s/cab", bind_library);
-  return stat(cli, &info) == 0 && S_ISDIR(info.st_mode);
-}
-
-/* build/cab -> lua/, PREFIX/bin/cab -> PREFIX/share/cab/lua */
-static bool find_library(void) {
-  static char exe[PATH_MAX];
-  ssize_t n = readlink("/proc/self/exe", exe, sizeof exe - 1);
-  if (n <= 0) return false;
-  exe[n] = 0;
-  char *slash = strrchr(exe, '/');
-  if (!slash) return false;
-  *slash = 0;
-  return library_at(exe, "../lua") || library_at(exe, "../share/cab/lua");
 }
 
 /* ---- only text chunks ---------------------------------------------------------------------------------------- */
@@ -118,16 +92,7 @@ static void refuse_bytecode(lua_State *L) {
 static int open_core(lua_State *L) {
   luaopen_cab_core(L);
   lua_pushcfunction(L, heap_limit), lua_setfield(L, -2, "heap_limit");
-  lua_pushstring(L, bind_library), lua_setfield(L, -2, "library");
   return 1;
-}
-
-static void set_paths(lua_State *L) {
-  lua_getglobal(L, "package");
-  lua_getfield(L, -1, "path");
-  lua_pushfstring(L, "%s/?.lua;%s/?/init.lua;%s", bind_library, bind_library, lua_tostring(L, -1));
-  lua_setfield(L, -3, "path");
-  lua_pop(L, 2);
 }
 
 /* Keeps error tables as they are; bugs in scripts get a traceback. */
@@ -166,7 +131,7 @@ static int run(lua_State *L) {
   char **argv = lua_touserdata(L, 2);
   luaL_openlibs(L);
   refuse_bytecode(L);
-  set_paths(L);
+  bind_set_paths(L);
   luaL_getsubtable(L, LUA_REGISTRYINDEX, LUA_PRELOAD_TABLE);
   lua_pushcfunction(L, open_core), lua_setfield(L, -2, "cab.core");
   lua_createtable(L, argc, 1);
@@ -228,7 +193,7 @@ int main(int argc, char **argv) {
   cab_tune_runtime(argv);
   setlocale(LC_ALL, "C"); /* numbers have a point everywhere */
   setlocale(LC_CTYPE, "C.UTF-8");
-  if (!find_library()) {
+  if (!bind_find_library()) {
     fprintf(stderr, "cab: error[E74]: the Lua library is neither in ../lua nor in ../share/cab/lua beside the program\n");
     return CAB_E_IO;
   }

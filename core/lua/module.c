@@ -1,8 +1,11 @@
 /* module.c - the table of require "cab.core". */
 #include "bind.h"
+#include "cab.h"
 
 int luaopen_cab_core(lua_State *L) {
   lua_newtable(L);
+  if (bind_find_library()) lua_pushstring(L, bind_library), lua_setfield(L, -2, "library");
+  lua_pushliteral(L, CAB_VERSION), lua_setfield(L, -2, "version");
   bind_error(L);
   bind_tensor(L);
   bind_tensor_make(L);

@@ -153,10 +153,8 @@ static CabDevice gpus[MAX_GPUS];
 static void *cuda_library(void) {
   static const char *const places[] = {"", "../lib/cab/"};
   static void *library;
-  char self[3800], path[4096], why[400] = "not found beside the program";
-  ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
-  if (n < 0) n = 0;
-  self[n] = 0;
+  char self[4096], path[4200], why[400] = "not found beside the program";
+  if (!cab_self(self)) self[0] = 0;
   char *slash = strrchr(self, '/');
   if (slash) slash[1] = 0;
   for (int i = 0; i < 2 && !library; i++) {

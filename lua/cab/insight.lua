@@ -202,7 +202,9 @@ function M.lengths(runs, o)
     run.job = nil
   end
   list[#list + 1] = teacher
-  return { title = "perplexity of the same tokens, read in longer windows", x = "tokens of a window", y = "perplexity", series = list, logx = true, logy = true }
+  local tics = {}
+  for i, p in ipairs(list[1].points) do tics[i] = ("'%d' %d"):format(p[1], p[1]) end
+  return { title = "perplexity of the same tokens, read in longer windows", x = "tokens of a window", y = "perplexity", series = list, logx = true, xtics = tics }
 end
 
 -- ---- pictures of maps ------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ local M = {
     { "cab run my.lua --resume", "go on where the newest run of my.lua stopped" },
     { "cab run my.lua optim.lr=1e-4 --fork runs/my-1@400", "a new run from another's checkpoint of step 400" },
     { "cab run --reproduce runs/my-1", "run it again and compare the numbers" },
+    { "cab run mine.lua", "a file that returns a strategy or a model is tried for forty steps" },
     { "cab run script.lua a b", "any Lua file that returns no recipe is just run, with `arg`" },
   },
   arguments = { { "file", "Recipe or Lua file.", of = "recipe", optional = true }, commands.overrides },
@@ -89,6 +90,7 @@ function M.main(words)
   end
   local path = words[at]
   local value = M.chunk(path, table.move(words, at + 1, #words, 1, {}))
+  if require "cab.trial".is(value) then value = require "cab.trial".recipe(value, path) end
   if not runnable(value) then
     if type(value) == "table" then check.fail(2, path .. ": returns a plain table, expected cab.recipe{...} or cab.compare{...}", { id = "recipe" }) end
     return math.type(value) == "integer" and value or value == false and 1 or 0
