@@ -231,13 +231,16 @@ function Folder:checkpoints()
   return steps, whole
 end
 
---- Leftovers of a save that was cut off: weights without a manifest and temporary files.
+--- Leftovers of a write that was cut off: weights without a manifest and temporary files.
 function Folder:sweep()
   local dir = self.path .. "/checkpoints"
   local _, whole = self:checkpoints()
   for entry in lfs.dir(dir) do
     local n = math.tointeger(tonumber(entry:match("^step%-(%d+)%.safetensors$")))
-    if (n and not whole[n]) or entry:find("%.tmp") then os.remove(dir .. "/" .. entry) end
+    if (n and not whole[n]) or entry:find("%.tmp$") then os.remove(dir .. "/" .. entry) end
+  end
+  for entry in lfs.dir(self.path) do
+    if entry:find "%.tmp$" then os.remove(self.path .. "/" .. entry) end
   end
 end
 

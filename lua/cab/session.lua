@@ -90,14 +90,22 @@ function M.open(path, o)
   o = o or {}
   local recipe, name = choose(path, core.loadfile(path)(path), o.run)
   local overrides = table.move(o, 1, #o, 1, {})
-  local resolved = recipe:override(overrides).resolved
+  local self = M.of(recipe:override(overrides).resolved, path)
+  self.job:measure()
+  self.run, self.overrides = name, overrides
+  for _, line in ipairs(self.job.notes) do print(line) end
+  return self
+end
+
+--- The same of a resolved recipe, before its targets are measured.
+---@param resolved table
+---@param path string that it is known by
+---@return Session
+function M.of(resolved, path)
   local job = require "cab.job".build(resolved)
-  job:measure()
-  local self = setmetatable({ path = path, run = name, overrides = overrides, recipe = resolved, job = job, steps = 0, terms = {}, history = {},
-    files = {} }, Session)
+  local self = setmetatable({ path = path, overrides = {}, recipe = resolved, job = job, steps = 0, terms = {}, history = {}, files = {} }, Session)
   self.stepper = steps.new(job, print)
   for i, made in ipairs(job.strategies) do self.files[i] = M.stamp(made.strategy.class) end
-  for _, note in ipairs(job.notes) do print(note) end
   return self
 end
 
@@ -240,6 +248,22 @@ function methods:save(path)
   folder:close()
   return note(("step %d in %s: cab resume %s"):format(self.steps, path, path))
 end
+
+--- Goes to the state of a run folder's checkpoint.
+---@param path string
+---@param step integer
+function methods:restore(path, step)
+  local tensors, manifest = folders.view(path):at(step)
+  self.job:restore(tensors, ("%s/checkpoints/step-%d.safetensors"):format(path, step))
+  for _, p in ipairs(self.job.params) do p.born = manifest.meta and manifest.meta.born and manifest.meta.born[p.name] end
+  self.stepper:close()
+  self.stepper, self.steps, self.history = steps.new(self.job, print), step, {}
+  if self.loader then self.loader:close() end
+  self.loader = nil
+end
+
+--- One step. @return table row
+function methods:one() return core.whole(one, self) end
 
 --- Frees models, moments and loaders.
 function methods:close()

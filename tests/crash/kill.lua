@@ -27,14 +27,16 @@ local function outcome(dir)
   return core.hash(dir .. "/checkpoints/step-60.safetensors") .. " " .. table.concat(losses, " ")
 end
 
--- The step of the last checkpoint that the log tells of, and of the last resume. A line cut by a kill tells of none.
+-- The step of the last checkpoint that the log tells of, that of the last resume, and how many resumes there were. A line that a
+-- kill cut tells of none.
 local function told(dir)
-  local saved, resumed = 0, nil
+  local saved, resumed, count = 0, nil, 0
   for line in (read(dir .. "/log.txt")):gmatch "[^\n]+\n" do
     saved = math.tointeger(tonumber(line:match "checkpoint of step (%d+),")) or saved
-    resumed = math.tointeger(tonumber(line:match "resumed at step (%d+)")) or resumed
+    local step = math.tointeger(tonumber(line:match "resumed at step (%d+)"))
+    if step then resumed, count = step, count + 1 end
   end
-  return saved, resumed
+  return saved, resumed, count
 end
 
 local draws = 0
@@ -56,7 +58,7 @@ while kills < wanted do
   local dir, tries = ("%s/run%d"):format(root, runs), 0
   while true do
     local resume = lfs.attributes(dir .. "/recipe.json", "mode") and "--resume" or "" -- else it was killed before it began
-    local saved = told(dir)
+    local saved, _, before = told(dir)
     local how, in_write
     if inside and kills % 2 == 1 then
       in_write = true
@@ -68,8 +70,8 @@ while kills < wanted do
     local _, kind, code = os.execute(("{ %s%s; }"):format(how, start:format(dir, resume, root)))
     local killed = code == 137 or (kind == "signal" and code == 9)
     if resume ~= "" then
-      local _, from = told(dir)
-      if from and from < saved then
+      local _, from, now = told(dir)
+      if now > before and from < saved then
         lost = lost + 1
         print(("run %d: resumed at step %d, the checkpoint of step %d was saved"):format(runs, from, saved))
       end
@@ -94,6 +96,6 @@ while kills < wanted do
   os.execute("rm -rf " .. dir)
 end
 os.execute("rm -rf " .. root)
-print(("%d kills, %d of them inside a write, over %d runs in %.0f s: %d different from the undisturbed run, %d did not resume, %d lost more than an interval"):format(
-  kills, within, runs, core.now() - clock, different, stuck, lost))
+print(("%d kills, %d of them inside a write, over %d runs in %.0f s: %d different from the undisturbed run, %d did not resume, %d lost more than an interval")
+  :format(kills, within, runs, core.now() - clock, different, stuck, lost))
 os.exit(different + stuck + lost == 0)
