@@ -120,9 +120,8 @@ function Folder:speed(row) self.speeds[#self.speeds + 1] = core.json_encode(row)
 
 function Folder:flush()
   for name, key in pairs { metrics = "lines", speed = "speeds" } do
-    local list = self[key]
-    self[key] = {}
-    if #list > 0 then core.append_file(("%s/%s.jsonl"):format(self.path, name), table.concat(list)) end
+    if #self[key] > 0 then core.append_file(("%s/%s.jsonl"):format(self.path, name), table.concat(self[key])) end
+    self[key] = {} -- after a fault they are still there for the next time
   end
 end
 
@@ -138,9 +137,11 @@ function Folder:remove()
   end
 end
 
+--- A line of log.txt. It is worth no run: a disk that is full is told by what must be written.
 ---@param text string
 function Folder:log(text)
-  core.append_file(self.path .. "/log.txt", os.date("!%Y-%m-%dT%H:%M:%SZ ") .. text .. "\n")
+  local ok, e = pcall(core.append_file, self.path .. "/log.txt", os.date("!%Y-%m-%dT%H:%M:%SZ ") .. text .. "\n")
+  if not ok and check.code(e) ~= 74 then error(e, 0) end
 end
 
 --- The rows of a metrics file. A torn last line is left out; a bad line before it is a fault (65).

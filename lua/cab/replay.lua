@@ -49,7 +49,8 @@ function M.step(path, step)
   local from
   for _, s in ipairs(folders.view(path):checkpoints()) do if s < step then from = s end end
   if not from then
-    check.fail(2, ("%s: no checkpoint before step %d; there are those of %s"):format(path, step, table.concat(folders.view(path):checkpoints(), ", ")), { id = "replay" })
+    check.fail(2, ("%s: no checkpoint before step %d; there are those of %s"):format(path, step,
+      table.concat((folders.view(path):checkpoints()), ", ")), { id = "replay" })
   end
   local seen, first, second = told(path), compute(path, from, step), compute(path, from, step)
   local out = { from = from, seen = seen[step], now = first[step], equal = true }
@@ -58,7 +59,8 @@ function M.step(path, step)
   for s = from + 1, step do
     if not same(first[s], second[s]) then
       out.equal = false
-      out.text = ("step %d is not the same twice (loss %s and %s): this machine does not repeat itself, hardware or a race"):format(s, first[s].loss, second[s].loss)
+      out.text = ("step %d is not the same twice (loss %s and %s): this machine does not repeat itself, hardware or a race"):format(s,
+        first[s].loss, second[s].loss)
       return out
     end
     if seen[s] then
@@ -71,7 +73,9 @@ function M.step(path, step)
       end
     end
   end
-  if compared == 0 then check.fail(2, ("%s: none of the steps %d to %d was logged: nothing to compare with"):format(path, from + 1, step), { id = "replay" }) end
+  if compared == 0 then
+    check.fail(2, ("%s: none of the steps %d to %d was logged: nothing to compare with"):format(path, from + 1, step), { id = "replay" })
+  end
   out.text = ("steps %d to %d are the same again, twice (%d of them logged)%s"):format(from + 1, step, compared,
     out.finite and "" or ": the numbers that are not finite are of the data or the recipe")
   return out
@@ -84,9 +88,12 @@ end
 ---@return integer
 function M.main(path, step, o)
   local r = M.step(path, step)
-  if not (r.equal and r.finite) and not o.json then check.fail(76, ("%s: replay: %s"):format(path, r.text), { id = r.equal and "replay-equal" or "replay-differs" }) end
+  local good = r.equal and r.finite
+  if not good and not o.json then
+    check.fail(76, ("%s: replay: %s"):format(path, r.text), { id = r.equal and "replay-equal" or "replay-differs" })
+  end
   if o.json then print(core.json_encode(require "cab.runs".plain(r))) elseif not o.quiet then print(r.text) end
-  return r.equal and r.finite and 0 or 76
+  return good and 0 or 76
 end
 
 return M
