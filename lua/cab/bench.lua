@@ -100,8 +100,8 @@ function M.main(o)
   end
   print(("%s; batch %d, %d parameters; medians of %d steps"):format(m.device, m.batch, m.parameters, o.steps))
   local rows = {}
-  for _, part in ipairs { { "step", "a whole step" }, { "batch", "  waiting for the batch" }, { "teacher", "  the teacher" }, { "forward", "  the student and its losses" },
-    { "backward", "  backward and update (the rest)" } } do
+  for _, part in ipairs { { "step", "a whole step" }, { "batch", "  waiting for the batch" }, { "teacher", "  the teacher" },
+    { "forward", "  the student and its losses" }, { "backward", "  backward and update (the rest)" } } do
     local s = m.seconds[part[1]]
     if s then rows[#rows + 1] = { part[2], ("%.2f ms"):format(1000 * s), ("%.0f %%"):format(100 * s / m.seconds.step) } end
   end
