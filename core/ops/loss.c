@@ -1,4 +1,5 @@
 /* loss.c - scalar losses. */
+#include "largest.h"
 #include "loss.h"
 
 #include "elementwise.h"
@@ -265,6 +266,20 @@ static CabStatus head_gradient(CabCall *c) {
   return head_scale(c, HEAD_B, c->out[4]);
 }
 
+/* ---- largest: in x; option k; out y place ------------------------------------------------------------------------------- */
+
+static CabStatus largest_check(CabCall *c) {
+  const double k = c->option[0];
+  if (!(k >= 1 && k <= (double)cab_dim(c, 'C')) || k != (double)(int64_t)k)
+    return cab_call_fail(c, "'k' is %g, expected a whole number from 1 to %lld", k, (long long)cab_dim(c, 'C'));
+  cab_call_set_dim(c, 'K', (int64_t)k);
+  return CAB_OK;
+}
+static CabStatus largest_apply(CabCall *c) {
+  RUN(c, largest, cab_dim(c, 'R'), cab_dim(c, 'C'), cab_dim(c, 'K'), CAB_DATA(c->in[0]), CAB_DATA(c->out[0]), CAB_DATA(c->out[1]));
+  return CAB_OK;
+}
+
 const CabOp cab_ops_loss[] = {
   {"cross_entropy", "x[R,C] labels:i32[R]? target^[R,C]? | smoothing=0 -> y^[] ~lse^[R]", entropy_apply, entropy_gradient,
    "x labels target lse", "mean of -sum target log softmax(x); label -1 is left out (smoothing: arXiv 1512.00567, section 7)",
@@ -282,5 +297,7 @@ const CabOp cab_ops_loss[] = {
    "of logits x w^T + b, `rows` tokens at a time (0: as the device likes): ce times cross-entropy with the next id of the segment + kl times a divergence from "
    "the teacher's tx tw^T + tb or its largest logits; parts: both, unweighted (arXiv 1503.02531; generalised JSD: 2306.13649)",
    head_check, NULL},
+  {"largest", "x[R,C] | k=1 -> y[R,K] place:i32[R,K]", largest_apply, NULL, "",
+   "the k largest of each row, largest first, and their columns from 0; of equals the first", largest_check, NULL},
   {0},
 };

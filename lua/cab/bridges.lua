@@ -125,7 +125,10 @@ function M.list(pairs, tap, o)
     made[key] = made[key] or make(o, inputs, pairs.dim, pairs, tap)
     return made[key]
   end)
-  if taps then o.shared_bridges, o.shared_inputs = list, inputs end
+  if taps then
+    rawset(o, "shared_bridges", list) -- not a part of its own: it is the first tap's list
+    o.shared_inputs = inputs
+  end
   return list
 end
 
@@ -153,7 +156,7 @@ end
 function M.needs(o)
   local teacher = {}
   for _, name in pairs(o.onto) do teacher[name] = true end
-  if o.map == "learned" then teacher.q, teacher.k = true, true end
+  if o.map == "learned" then teacher.q, teacher.k, teacher.v = true, true, true end
   if not next(o.onto) then options.fail(2, "bridge-onto", "onto is empty, expected as { B = \"k\", C = \"q\" }") end
   return { student = options.names(o.onto), teacher = options.names(teacher) }
 end

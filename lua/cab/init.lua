@@ -7,7 +7,8 @@ local modules = {
   tokenizer = "cab.tokenizer", corpus = "cab.corpus", harness = "cab.harness", tasks = "cab.tasks", recall = "cab.recall",
   nn = "cab.nn", models = "cab.models", data = "cab.data", recipe = "cab.recipe", strategy = "cab.strategy", schedule = "cab.schedule",
   train = "cab.train", eval = "cab.eval", report = "cab.report", cli = "cab.cli", repl = "cab.repl",
-  reference = "cab.reference", bridges = "cab.bridges", similarity = "cab.similarity", layers = "cab.layers", maps = "cab.maps",
+  reference = "cab.reference", bridges = "cab.bridges", divergence = "cab.divergence", features = "cab.features", reuse = "cab.reuse",
+  mixing = "cab.mixing", similarity = "cab.similarity", layers = "cab.layers", maps = "cab.maps",
   taps = "cab.taps", pairs = "cab.pairs", options = "cab.options", gradcheck = "cab.gradcheck",
   plot = "cab.plot", charts = "cab.charts", pictures = "cab.pictures", runs = "cab.runs", session = "cab.session",
   audit = "cab.audit", recompute = "cab.recompute", weights = "cab.weights", names = "cab.names", job = "cab.job", compare = "cab.compare",
@@ -50,7 +51,9 @@ local function folder(what, prefix, names)
     end,
   })
 end
-cab.strategies = folder("strategy", "cab.strategies.", { "vanilla", "soft", "attention_bridge" })
+cab.strategies = folder("strategy", "cab.strategies.", {
+  "attention_bridge", "attention_copy", "attention_distill", "hidden_state", "linear_attention", "linearised", "matrix_distill", "mohawk_hidden",
+  "mohawk_orientation", "mohawk_transfer", "soft", "vanilla", "weight_reuse" })
 
 return setmetatable(cab, {
   __index = function(t, name)

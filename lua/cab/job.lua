@@ -156,6 +156,8 @@ function M.build(r)
   if self.text then self.text.preflight(self) end
   instances(self)
   for _, s in ipairs(self.stages) do
+    s.apart = true -- nobody asks for the student's own pass
+    for _, strategy in ipairs(s.list) do s.apart = s.apart and strategy.apart or false end
     s.student_taps = taps.wanted(s.list, "student", self.student)
     s.teacher_taps = self.teacher and taps.wanted(s.list, "teacher", self.teacher)
     for _, strategy in ipairs(s.list) do
@@ -246,7 +248,8 @@ function Job:losses(stage, images, labels, target)
       return logits
     end })
   end
-  local logits, taps = self.student:forward(images, stage.student_taps)
+  local logits, taps
+  if not stage.apart then logits, taps = self.student:forward(images, stage.student_taps) end
   batch.logits = logits
   if self.pairs then self.pairs:step(taps, teacher_taps) end
   local terms = {}

@@ -5,6 +5,7 @@ local core = require "cab.core"
 local options = require "cab.options"
 local layers = require "cab.layers"
 local maps = require "cab.maps"
+local mixing = require "cab.mixing"
 local nn = require "cab.nn"
 local op = core.ops
 
@@ -131,6 +132,17 @@ function Teacher:target(name, map, control)
   }
 end
 
+--- The teacher's attention of this layer in tiles (cab.mixing), in the student's token order, from its q and k, without gradient.
+function Teacher:mixing()
+  local owner = self.owner
+  return owner:memo("mixing" .. self.layer, function()
+    local function flat(name) return tap(self, name)[self.layer]:to(owner.dtype) end
+    local function order(x, dim) return place(x, dim, owner.class_positions, owner.tokens, owner.distilled) end
+    return mixing.attention { q = flat "q", k = flat "k", heads = owner.heads, causal = owner.tokens == nil,
+      segment = owner.now.about and owner.now.about.segment, place = order }
+  end)
+end
+
 -- s: the student's side of one entry: this layer's taps, in this direction.
 local Student = {}
 function Student.__index(s, name)
@@ -143,6 +155,33 @@ end
 
 --- True if this entry has the tap: those without a scan direction stand in the first of a layer's entries alone.
 function Student:has(name) return self.suffix == "" or self.owner.directional[name] == true end
+
+--- This layer alone on an input of its own [b,l,D], as a teacher's: the hidden states after it, and its taps for s:mixing(taps).
+---@param input cab.Tensor
+---@param ... string names of taps
+---@return cab.Tensor
+---@return table
+function Student:forward(input, ...)
+  local student = self.owner.student
+  if not student.layer then
+    options.fail(2, "pairs-layer", ("this strategy runs a student's layers one by one, which a %s does not offer"):format(student.kind))
+  end
+  if input:size(3) ~= student.width then
+    options.fail(2, "pairs-width", ("the teacher's hidden states have %d numbers a token, the student's layers take %d: this strategy needs equal widths")
+      :format(input:size(3), student.width))
+  end
+  return student:layer(self.layer, input, require "cab.taps".set({ ... }, student.taps, student.kind), self.owner.now.about)
+end
+
+--- The mixing matrix of this layer in tiles, both directions together. taps: those of s:forward; default: those of the step.
+---@param taps? table
+function Student:mixing(taps)
+  local student, list = self.owner.student, {}
+  for i, suffix in ipairs(student.directions or { "" }) do
+    list[i] = (taps or self.owner.now.student)["mixing" .. suffix][self.layer]
+  end
+  return #list > 1 and mixing.sum(list, student.mix_scale) or list[1]
+end
 
 -- The softmax over teacher layers of {"learned", ...}: a parameter [L,T], the layers that each student layer may choose, and
 -- the temperature, which falls over the run.
@@ -242,6 +281,18 @@ function Pairs:mean(fn)
   return (sum or options.fail(2, "pairs-empty", "no student layer has a teacher layer to learn from")) / self.layers
 end
 
+--- The same with fn called once a layer, for what has no scan direction; i counts layers.
+---@param fn fun(i: integer, s: table, t: table): cab.Tensor|nil
+---@return cab.Tensor
+function Pairs:layer_mean(fn)
+  local number, last = 0, nil
+  return self:mean(function(_, s, t)
+    if s.suffix ~= "" then return nil end
+    if s.layer ~= last then number, last = number + 1, s.layer end
+    return fn(number, s, t)
+  end)
+end
+
 --- Parameters of the layer map, of none but "learned".
 function Pairs:parameters() return self.mix and self.mix.module:parameters("layer_map.") or {} end
 
@@ -257,6 +308,46 @@ end
 function Pairs:mixture()
   local mix = self.mix
   return mix and core.no_grad(function() return op.softmax((mix.module.weight + mix.mask) / mix.temperature):to("cpu"):totable() end)
+end
+
+--- From now on the student's layers use the teacher's attention map, q, k or v in place of their own, in training and evaluation
+--- alike: of ViT students, as many heads and tokens.
+---@param what "attention"|"q"|"k"|"v"
+function Pairs:lend(what)
+  local student, teacher = self.student, self.teacher
+  if student.kind ~= "vit" then options.fail(2, "pairs-lend", ("attention is copied into a vit, the student is a %s"):format(student.kind)) end
+  if student.heads ~= teacher.heads or student.tokens ~= teacher.tokens or (what ~= "attention" and student.width ~= teacher.width) then
+    options.fail(2, "pairs-lend", ("to copy '%s', the student (%d heads, %d tokens, width %d) must be as the teacher (%d, %d, %d)"):format(what,
+      student.heads, student.tokens, student.width, teacher.heads, teacher.tokens, teacher.width))
+  end
+  function student.borrow(images)
+    local _, taps = core.no_grad(teacher.forward, teacher, images, { [what] = true })
+    local out = {}
+    for i, t in ipairs(self.map) do out[i] = t and { [what] = taps[what][t] } or {} end
+    return out
+  end
+end
+
+--- The feature maps of a learned linear attention (cab.features), made by the strategy that asks first and trained with it as
+--- its `features`; a second one shares them.
+---@param strategy table
+---@param o? {kind: string, features: integer, distance: string} default: hedgehog, as many as a head has, cosine
+---@return cab.Module
+function Pairs:features(strategy, o)
+  if self.mix or self.map_name == "search" then options.fail(2, "features", "a learned linear attention needs a fixed layer map") end
+  o = o or { kind = "hedgehog", features = self.dim // self.heads, distance = "cosine" }
+  local made = self.feature_maps
+  if not made then
+    self.feature_maps = require "cab.features".new(self, o)
+    strategy.features = self.feature_maps
+  else
+    for key, value in pairs(o) do
+      local has = key == "features" and made.width // made.heads or made[key]
+      if has ~= value then options.fail(2, "features", ("two strategies share feature maps, one with %s = %s, one with %s"):format(key, has, value)) end
+    end
+    rawset(strategy, "features", made)
+  end
+  return self.feature_maps
 end
 
 --- Draws the fixed targets of the control "random" for a tap of the teacher, N(0, 1) by layer, token and feature.

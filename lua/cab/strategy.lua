@@ -180,10 +180,11 @@ end
 
 --- A new strategy: a table to which build(pairs) and loss(pairs, batch) are added, and begin(pairs). Options are defaults, or
 --- schema entries of cab.check; needs may be a function of the options given. about, source: for `help` and docs.
----@param o {needs?: {student?: string[], teacher?: string[]}|function, options?: table, name?: string, about?: string, source?: string}
+--- apart: the loss needs no pass of the student over the batch, as one that runs its layers on the teacher's.
+---@param o {needs?: {student?: string[], teacher?: string[]}|function, options?: table, name?: string, about?: string, source?: string, apart?: boolean}
 function Strategy.define(o)
   local fields = { needs = { "table|function", default = {} }, options = { "table", default = {} }, name = { "string" }, about = { "string" },
-    source = { "string" } }
+    source = { "string" }, apart = { "boolean", default = false } }
   o = check.options(fields, o, "cab.strategy")
   if type(o.needs) == "table" then check.options({ student = { "table" }, teacher = { "table" } }, o.needs, "cab.strategy.needs") end
   o.is_strategy = true

@@ -45,7 +45,13 @@ local function head_of(job, batch, y, teacher)
     local w, b = job.student:head()
     local args = { x = y, w = w, b = b, ids = batch.ids, segment = batch.segment, vocab = job.student.vocab }
     for name, value in pairs(o) do args[name] = value end
-    if o.kl and o.kl ~= 0 then
+    local k = o.largest or 0
+    args.largest = nil
+    if o.kl and o.kl ~= 0 and k > 0 then
+      local rows, l = batch.ids:size(1), batch.ids:size(2)
+      local largest, place = core.no_grad(function() return op.largest(batch.teacher:reshape(rows * l, job.teacher.vocab), { k = k }) end)
+      args.top, args.top_logits = place:reshape(rows, l, k), largest:reshape(rows, l, k)
+    elseif o.kl and o.kl ~= 0 then
       args.tx = teacher()
       args.tw, args.tb = job.teacher:head()
     end
@@ -71,7 +77,8 @@ function M.losses(job, stage, ids, segment)
     return hidden
   end
   if stage.teacher_taps then teacher() end
-  local y, taps = job.student:body(ids, stage.student_taps, about)
+  local y, taps
+  if not stage.apart then y, taps = job.student:body(ids, stage.student_taps, about) end
   local batch = { ids = ids, segment = segment }
   batch.head = head_of(job, batch, y, teacher)
   local whole = { logits = function() return job.student:logits(y) end,
@@ -81,7 +88,7 @@ function M.losses(job, stage, ids, segment)
     rawset(t, key, value)
     return value
   end })
-  if job.pairs then job.pairs:step(taps, teacher_taps) end
+  if job.pairs then job.pairs:step(taps, teacher_taps, about) end
   local terms = {}
   for i, term in ipairs(stage.terms) do
     terms[i] = { name = term.name, weight = term.weight, strategy = term.strategy, value = term.strategy:run(job.pairs, batch) }

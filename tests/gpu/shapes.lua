@@ -315,6 +315,11 @@ local function scan_matrix(b, l, e, n, reverse)
     call = function(t) return op.scan_matrix(t.dt, t.A, t.B, t.C, t.bias, { reverse = reverse }) end }
 end
 
+local function largest(r, c, k)
+  add { "largest", ("%dx%d k%d"):format(r, c, k), frozen = { "x" }, make = function() return { real = { x = normal(r, c) } } end,
+    call = function(t) return (op.largest(t.x, { k = k })) end }
+end
+
 local function gate(b, l, e, both)
   add { "gate", ("b%d l%d e%d%s"):format(b, l, e, both and " both" or ""),
     make = function() return { real = { a = normal(b, l, e), b = both and normal(b, l, e) or nil, xz = normal(b, l, 2 * e) } } end,
@@ -502,6 +507,8 @@ function M.full()
     scan_pair(1, 1024, 33, 16, { identity = true })
     scan_pair(3, 1024, 384, 64, { packed = true })
     scan_matrix(2, 37, 18, 16, false)
+    largest(37, 1000, 5)
+    largest(3, 50257, 64)
     scan_matrix(3, 197, 33, 16, true)
     gate(3, 197, 384, true)
     gate(2, 17, 33, false)
@@ -600,6 +607,7 @@ function M.empty()
     scan(2, 0, 3, 4, { all = true, packed = true })
     scan(2, 5, 0, 4, { all = true })
     scan_matrix(0, 7, 5, 3, false)
+    largest(0, 7, 3)
     gate(0, 5, 7, true)
     ssd(0, 5, 2, 3, 1, 4, { all = true })
     rotary(0, 5, 2, 4, 2)
@@ -639,6 +647,7 @@ function M.tiny()
     scan(1, 33, 35, 17, { positive = true })
     scan(1, 3, 5, 64, { frozen = { "A" } })
     scan_matrix(2, 7, 5, 3, false)
+    largest(2, 7, 3)
     gate(2, 5, 7, true)
     maps(2, 5, 7)
     packed(2, 37, 2, 8, 4)

@@ -188,5 +188,11 @@ for B, L, E, N in [(2, 37, 18, 16), (1, 5, 3, 4), (2, 33, 2, 17)]:
     case("scan_pair", args, lambda **a: (scan(**{n: t for n, t in a.items() if not n.endswith("_b")}),
                                          scan(reverse=True, **{n[:-2]: t for n, t in a.items() if n.endswith("_b")})), f"{B},{L},{E},{N}")
 
+for rows, width, k in ((3, 7, 3), (5, 40, 40), (2, 1, 1)):
+    x = rnd(rows, width)
+    key, y = f"{len(cases):03d}.largest", x.topk(k).values
+    tensors |= {f"{key}.in.x": x, f"{key}.out.1": y}  # columns: tests/strategies_spec.lua
+    cases.append(dict(key=key, op="largest", label=f"{rows},{width},{k}", options=dict(k=k), inputs=["x"], outputs=1, grads=[]))
+
 save_file({n: t.contiguous() for n, t in tensors.items()}, sys.argv[1], metadata=dict(cases=json.dumps(cases)))
 print(len(cases), "cases,", len(tensors), "tensors")

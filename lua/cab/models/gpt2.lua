@@ -21,7 +21,7 @@ local M = {
     layout = { "string", default = "in_out", one_of = { "in_out", "out_in" } },       -- of weights: GPT-2 [in,out], minGPT [out,in]
   }),
 }
-local TAPS = taps.declare { "q", "k", "v", "attention", "hidden", "logits" }
+local TAPS = taps.declare { "q", "k", "v", "attention", "input", "hidden", "logits" }
 
 -- A linear of either layout; residual branches begin smaller, by the number of them.
 local function linear(o, I, O, branch)
@@ -46,7 +46,7 @@ end
 local GPT2 = {}
 
 --- ids i32[b,l] -> y [b,l,D] after the last norm, taps: q, k, v [b,l,H*P] as they enter the score product, attention [b,H,l,l],
---- hidden [b,l,D] (after the block) by layer. o: see language.enter.
+--- input and hidden [b,l,D] (residual stream before and after the block) by layer. o: see language.enter.
 ---@param ids cab.Tensor
 ---@param wanted? table<string, true>
 ---@param o? table
@@ -60,6 +60,7 @@ function GPT2:body(ids, wanted, o)
     local B = T.h[i]
     local y, sum = B.ln_1(branch, residual)
     if i > 1 then put("hidden", i - 1, sum) end
+    put("input", i, sum)
     local q, k, v = B.attn.c_attn(y):split(3, { D, D, D })
     put("q", i, q) put("k", i, k) put("v", i, v)
     local a, map = language.attend(q, k, v, self.heads, run, i, wanted and wanted.attention)

@@ -46,6 +46,12 @@ function M.enter(model, ids, o)
   return s[1], s[2], documents.run { segment = segment, place = segment and op.places(segment), cache = cache, past = past }
 end
 
+--- What a layer reads that runs alone, outside model:body. @param o? table segment i32[b,l]
+function M.alone(o)
+  local segment = o and o.segment
+  return documents.run { segment = segment, place = segment and op.places(segment), past = 0 }
+end
+
 -- One query [b,1,D] against the cached keys and values: [b,1,D].
 local function attend_last(cache, q, heads, known)
   local b, D = q:size(1), q:size(3)
@@ -142,7 +148,7 @@ function M.layers(model, run, collected, x, norm, step)
   local residual
   for i = 1, model.depth do
     local scope <close> = core.scope()
-    local passed = { x, not out.hidden and residual or nil }
+    local passed = { x, not (out.hidden or out.input) and residual or nil }
     x, residual = step(i, x, residual)
     build.keep(scope, out, i, passed, x, residual)
   end

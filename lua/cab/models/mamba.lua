@@ -33,7 +33,9 @@ function Mixer2:forward(h, put, wanted, i, run)
   local a = dt * build.cast(-op.exp(self.A_log), dt:dtype())
   local args = { x = x, a = a, B = B, C = C, dt = dt, D = self.D, groups = self.groups, chunk = self.chunk, decay = "log" }
   local y = recurrent.ssd(args, run, i)
-  if wanted and wanted.matrix then put("matrix", i, recurrent.tiles(args)) end
+  for _, name in ipairs { "matrix", "mixing" } do
+    if wanted and wanted[name] then put(name, i, recurrent.tiles(args)) end
+  end
   return self.out_proj(group_norm(self, op.gate(y, z)))
 end
 
@@ -85,6 +87,14 @@ function LM:body(ids, wanted, o)
   end)
 end
 
+--- Layer i alone, on a residual stream of its own: input [b,l,D] -> the stream after the layer, taps of the layer.
+function LM:layer(i, input, wanted, o)
+  local put, out = taps.collector(wanted)
+  local L = self.backbone.layers[i]
+  local y = build.cast((L.norm(input)), self.activations)
+  return input + build.cast(L.mixer(y, put, wanted, i, language.alone(o)), input:dtype()), out
+end
+
 function LM:head() return self.backbone.embedding.weight end
 
 function LM:mixers()
@@ -104,7 +114,7 @@ local function kind(name, sizes, more, mixer, bridge_width)
   more.pad = { "integer", default = 8, min = 1 } -- the table's rows are a multiple of this
   more.conv, more.expand = { "integer", default = 4, min = 2, max = 8 }, { "integer", default = 2, min = 1 }
   for k, v in pairs(more) do M.options[k] = v end
-  local TAPS = taps.declare { "B", "C", "dt", "x", "z", "matrix", "hidden", "logits" }
+  local TAPS = taps.declare { "B", "C", "dt", "x", "z", "matrix", "mixing", "hidden", "logits" }
   function M.new(o)
     local m, b = nn.module(name, language.class(LM)), nn.module("backbone", {})
     m.taps, m.depth, m.width, m.vocab, m.state_size = TAPS, o.depth, o.dim, o.vocab, bridge_width(o)

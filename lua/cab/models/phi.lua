@@ -17,7 +17,7 @@ local M = {
     base = { "number", default = 10000 },     -- of the angles
   }),
 }
-local TAPS = taps.declare { "q", "k", "v", "attention", "hidden", "logits" }
+local TAPS = taps.declare { "q", "k", "v", "attention", "input", "hidden", "logits" }
 
 local function linear(I, O) return nn.linear(I, O, { init = nn.trunc_normal(0.02), bias_init = nn.constant(0) }) end
 M.linear = linear
@@ -61,14 +61,15 @@ function M.body(model, ids, wanted, o, embedding, layers, norm)
     local L = layers[i]
     local y, sum = L.input_layernorm(branch, residual)
     if i > 1 then put("hidden", i - 1, sum) end
+    put("input", i, sum)
     return (L.self_attn or L.mixer)(y, put, wanted, i, run) + L.mlp(y), sum
   end)
 end
 
 local Phi = {}
 
---- ids i32[b,l] -> y [b,l,D] after the last norm, taps: q, k (after rotary), v [b,l,H*P], attention [b,H,l,l], hidden [b,l,D]
---- (after the block) by layer. o: see language.enter.
+--- ids i32[b,l] -> y [b,l,D] after the last norm, taps: q, k (after rotary), v [b,l,H*P], attention [b,H,l,l], input and
+--- hidden [b,l,D] (residual stream before and after the block) by layer. o: see language.enter.
 ---@param ids cab.Tensor
 ---@param wanted? table<string, true>
 ---@param o? table

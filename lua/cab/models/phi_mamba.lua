@@ -1,6 +1,7 @@
 --- Phi-Mamba: Phi's blocks with a discrete Mamba-2 in place of attention; `attention` lists layers that keep it (a hybrid).
 --- Parameter names of the published checkpoints. Source: arXiv:2408.10189.
 local core = require "cab.core"
+local build = require "cab.models.build"
 local nn = require "cab.nn"
 local taps = require "cab.taps"
 local language = require "cab.models.language"
@@ -20,7 +21,7 @@ local M = {
     rotary = { "integer", min = 2 }, base = { "number", default = 10000 },
   }),
 }
-local TAPS = taps.declare { "B", "C", "dt", "x", "z", "matrix", "hidden", "logits" }
+local TAPS = taps.declare { "B", "C", "dt", "x", "z", "matrix", "mixing", "hidden", "logits" }
 
 local Mixer = {}
 
@@ -37,7 +38,9 @@ function Mixer:forward(y, put, wanted, i, run)
   if wanted and wanted.dt then put("dt", i, op.softplus(a)) end
   local args = { x = x, a = a, B = B, C = C, D = self.D, groups = self.groups, chunk = self.chunk }
   local mix = recurrent.ssd(args, run, i)
-  if wanted and wanted.matrix then put("matrix", i, recurrent.tiles(args)) end
+  for _, name in ipairs { "matrix", "mixing" } do
+    if wanted and wanted[name] then put(name, i, recurrent.tiles(args)) end
+  end
   return self.out_proj(op.gate(mix, z))
 end
 
@@ -72,6 +75,14 @@ local PhiMamba = {}
 ---@param o? table
 function PhiMamba:body(ids, wanted, o)
   return phi.body(self, ids, wanted, o, self.backbone.embedding, self.backbone.layers, self.backbone.final_layernorm)
+end
+
+--- Layer i alone, on a residual stream of its own: input [b,l,D] -> the stream after the block, taps of the layer.
+function PhiMamba:layer(i, input, wanted, o)
+  local put, out = taps.collector(wanted)
+  local L, run = self.backbone.layers[i], language.alone(o)
+  local y = build.cast((L.input_layernorm(input)), self.activations)
+  return input + build.cast((L.self_attn or L.mixer)(y, put, wanted, i, run) + L.mlp(y), input:dtype()), out
 end
 
 function PhiMamba:head() return self.lm_head.weight, self.lm_head.bias end

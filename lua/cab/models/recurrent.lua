@@ -31,16 +31,36 @@ function M.ssd(args, o, layer)
   return y
 end
 
----@class Tiles the mixing matrix of a layer, made a few rows at a time
-local Tiles = {}
+---@class Tiles the mixing matrix of a layer, made a few rows at a time; as cab.mixing takes them
+local Tiles = { axis = 3 }
 Tiles.__index = Tiles
+
+local INPUTS = { "a", "B", "C", "dt", "D" }
 
 --- M[t,s] = (C_t . B_s) exp(l_s+1 + .. + l_t) dt_s for s <= t, + D on the diagonal, so that y = M x. args: of op.ssd.
 function M.tiles(args)
-  local self = setmetatable({ args = args, tensors = {} }, Tiles)
-  for _, name in ipairs { "a", "B", "C", "dt", "D", "segment" } do self.tensors[#self.tensors + 1] = args[name] end
+  local b, l, H = args.a:size(1), args.a:size(2), args.a:size(3)
+  local self = setmetatable({ args = args, inputs = {}, length = l, heads = H, step = math.max(1, (1 << 22) // (b * H * l)) }, Tiles)
+  for _, name in ipairs(INPUTS) do self.inputs[#self.inputs + 1] = args[name] end
+  self.tensors = table.move(self.inputs, 1, #self.inputs, 1, {})
+  self.tensors[#self.tensors + 1] = args.segment
   return self
 end
+
+--- The same of other tensors, in the order of `inputs`.
+function Tiles:with(inputs)
+  local args, i = {}, 0
+  for name, value in pairs(self.args) do args[name] = value end
+  for _, name in ipairs(INPUTS) do
+    if args[name] then
+      i = i + 1
+      args[name] = inputs[i]
+    end
+  end
+  return M.tiles(args)
+end
+
+function Tiles:part(first, last) return self:rows(first, last) end
 
 -- l_1 + .. + l_t by token: [b,l,H] -> [b,H,l]. A scan that keeps all it has seen.
 local function running(a, decay)

@@ -4,6 +4,8 @@ local core = require "cab.core"
 local nn = require "cab.nn"
 local build = require "cab.models.build"
 local documents = require "cab.models.documents"
+local mixing = require "cab.mixing"
+local options = require "cab.options"
 local recurrent = require "cab.models.recurrent"
 local op = core.ops
 local M = {}
@@ -55,6 +57,10 @@ function Mixer:forward(h, put, wanted, layer, run)
   local A = -op.exp(self.A_log)
   put("x", layer, u) put("B", layer, B) put("C", layer, C) put("dt", layer, dt) put("z", layer, z)
   if wanted and wanted.matrix then put("matrix", layer, op.scan_matrix(dt, A, B, C, bias, { softplus = softplus })) end
+  if wanted and wanted.mixing then
+    if run.documents then options.fail(1, "model-mixing", "mamba: mixing matrices are for rows of one document each") end
+    put("mixing", layer, mixing.scan { dt = dt, A = A, B = B, C = C, bias = bias, softplus = softplus })
+  end
   local y = scan({ u = u, dt = dt, A = A, B = B, C = C, D = self.D, bias = bias, softplus = softplus }, layer, run)
   return self.out_proj(op.gate(y, z))
 end

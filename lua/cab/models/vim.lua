@@ -1,9 +1,11 @@
 --- Vim: bidirectional Mamba for images; parameter names of the published checkpoints. Source: arXiv:2401.09417.
 local core = require "cab.core"
 local nn = require "cab.nn"
+local options = require "cab.options"
 local taps = require "cab.taps"
 local build = require "cab.models.build"
 local recompute = require "cab.recompute"
+local mixing = require "cab.mixing"
 local op = core.ops
 
 local SIZES = { tiny = { dim = 192, depth = 24 }, small = { dim = 384, depth = 24 }, base = { dim = 768, depth = 24 } }
@@ -18,7 +20,7 @@ local M = {
     recompute = { "boolean", default = false }, -- backward runs the mixers again instead of keeping their tensors: a sixth of the memory
   }),
 }
-local TAPS = taps.declare({ "B", "C", "dt", "x", "z", "matrix", "hidden", "logits" }, { "B", "C", "dt", "x", "matrix" })
+local TAPS = taps.declare({ "B", "C", "dt", "x", "z", "matrix", "mixing", "hidden", "logits" }, { "B", "C", "dt", "x", "matrix", "mixing" })
 local DIRECTIONS = { "", "_b" } -- forward, backward: the suffix of parameters and taps
 
 -- b_dt with softplus(b_dt) = exp(U(log 1e-3, log 1e-1)): x + log(1 - exp(-x)), in f64.
@@ -57,11 +59,15 @@ function Mixer:direction(x, suffix, put, wanted, layer, args)
   if wanted and wanted.matrix then
     put("matrix", layer, op.scan_matrix(dt, A, B, C, bias, { softplus = soft, reverse = reverse }), suffix)
   end
+  if wanted and wanted.mixing then
+    put("mixing", layer, mixing.scan { dt = dt, A = A, B = B, C = C, bias = bias, softplus = soft, reverse = reverse }, suffix)
+  end
   for name, t in pairs { u = u, dt = dt, A = A, B = B, C = C, D = self["D" .. suffix], bias = bias } do args[name .. suffix] = t end
   args.softplus = soft
 end
 
 function Mixer:forward(h, put, wanted, layer)
+  if self.recompute and wanted and wanted.mixing then options.fail(2, "model-recompute", "vim: the tap 'mixing' is not there with recompute = true") end
   local names
   -- What out_proj reads, then the taps that are wanted, which `names` tells.
   local function inner(input)
@@ -130,9 +136,9 @@ function Vim:read_class(y, b)
 end
 
 --- images [b,C,H,W] -> logits [b,classes], taps by layer: B, C [b,l,N] (before delta), dt (delta, after softplus), x (scan
---- input) [b,l,E], matrix [b,l,l] (implicit attention, no gradient), each also as NAME_b for the backward direction; z
---- [b,l,E]; hidden [b,l,D] (residual stream after the layer); logits. With bf16 activations the taps are bf16, but for hidden
---- and logits.
+--- input) [b,l,E], matrix [b,l,l] (implicit attention, no gradient), mixing (the same in tiles, cab.mixing, with gradients), each
+--- also as NAME_b for the backward direction; z [b,l,E]; hidden [b,l,D] (residual stream after the layer); logits. With bf16
+--- activations the taps are bf16, but for hidden and logits.
 ---@param images cab.Tensor
 ---@param wanted? table<string, true>
 function Vim:forward(images, wanted)
@@ -157,6 +163,17 @@ function Vim:forward(images, wanted)
   return logits, out
 end
 
+--- Layer i alone, on a residual stream of its own: input [b,l,D] -> the stream after the layer, taps of the layer by name and number.
+---@param i integer
+---@param input cab.Tensor
+---@param wanted? table<string, true>
+function Vim:layer(i, input, wanted)
+  local put, out = taps.collector(wanted)
+  local L = self.layers[i]
+  local y = build.cast((L.norm(input)), self.activations)
+  return input + build.cast(L.mixer(y, put, wanted, i), input:dtype()), out
+end
+
 -- Places of the class token(s) among `patches` patches, 1-based, and their parameter names.
 local places = {
   middle = function(patches) return { patches // 2 + 1 } end,
@@ -171,7 +188,7 @@ function M.new(o)
   m.taps, m.depth, m.width, m.directions, m.state_size = TAPS, o.depth, D, DIRECTIONS, o.state
   m.tap_size = { B = o.state, C = o.state, dt = D * o.expand, x = D * o.expand, z = D * o.expand, hidden = D }
   m.side, m.stride, m.place_class = build.side(o), o.stride or o.patch, places[o.class_token]
-  m.class_positions = m.place_class(m.side * m.side)
+  m.class_positions, m.mix_scale = m.place_class(m.side * m.side), o.halve and 0.5 or 1
   m.tokens = m.side * m.side + #m.class_positions
   m.class_names = o.class_token == "double" and { "cls_token_head", "cls_token_tail" } or { "cls_token" }
   for _, name in ipairs(m.class_names) do m[name] = nn.param({ 1, 1, D }, nn.trunc_normal(0.02), false) end

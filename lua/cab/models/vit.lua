@@ -17,7 +17,7 @@ local M = {
   options = build.schema(SIZES, { heads = { "integer", min = 1 }, ratio = { "integer", default = 4, min = 1 },
     distilled = { "boolean", default = false } }),
 }
-local TAPS = taps.declare { "q", "k", "v", "attention", "hidden", "logits" }
+local TAPS = taps.declare { "q", "k", "v", "attention", "input", "hidden", "logits" }
 
 local function linear(I, O)
   return nn.linear(I, O, { init = nn.trunc_normal(0.02), bias_init = nn.constant(0) })
@@ -39,10 +39,18 @@ local function block(D, ratio)
   })
 end
 
+-- Attention of q, k, v [b,l,D], or by a map [b,H,l,l] that is given; the map too if asked for.
+local function attend(q, k, v, heads, given, map)
+  if not given then return op.attention(q, k, v, { heads = heads, map = map }) end
+  local b, l, D = v:size(1), v:size(2), v:size(3)
+  local y = op.matmul(given, v:reshape(b, l, heads, D // heads):permute(1, 3, 2, 4))
+  return y:permute(1, 3, 2, 4):reshape(b, l, D), given
+end
+
 local ViT = {}
 
---- images [b,C,H,W] -> logits [b,classes], taps: q, k, v [b,l,H*P] (heads side by side), attention [b,H,l,l] and hidden
---- [b,l,D] (after the block) by layer; logits. With bf16 activations the taps are bf16, but for hidden and logits.
+--- images [b,C,H,W] -> logits [b,classes], taps: q, k, v [b,l,H*P] (heads side by side), attention [b,H,l,l], input
+--- and hidden [b,l,D] (residual stream before and after the block) by layer; logits. With bf16 activations the taps are bf16, but for hidden and logits.
 ---@param images cab.Tensor
 ---@param wanted? table<string, true>
 function ViT:forward(images, wanted)
@@ -53,15 +61,18 @@ function ViT:forward(images, wanted)
   local class = build.cast(self.cls_token, dtype):expand { b, 1, D }
   local parts = self.distilled and { class, build.cast(self.dist_token, dtype):expand { b, 1, D }, x } or { class, x }
   x = core.concat(parts, 2) + build.cast(self.pos_embed, dtype)
+  local lent = self.borrow and self.borrow(images) -- by layer, what comes from a teacher: pairs:lend
   local residual, y -- x: the last branch's output, not yet added to the residual stream
   for i = 1, self.depth do
     local scope <close> = core.scope()
     local B, passed = self.blocks[i], { x, residual }
     y, residual = B.norm1(x, residual)
     if i > 1 then put("hidden", i - 1, residual) end
+    put("input", i, residual)
     local q, k, v = B.attn.qkv(y):split(3, { D, D, D })
+    if lent then q, k, v = lent[i].q or q, lent[i].k or k, lent[i].v or v end
     put("q", i, q) put("k", i, k) put("v", i, v)
-    local a, map = op.attention(q, k, v, { heads = self.heads, map = wanted and wanted.attention or false })
+    local a, map = attend(q, k, v, self.heads, lent and lent[i].attention, wanted and wanted.attention or false)
     put("attention", i, map)
     y, residual = B.norm2(B.attn.proj(a), residual)
     x = B.mlp.fc2(op.gelu(B.mlp.fc1(y)))

@@ -1,19 +1,19 @@
---- Soft distillation: KL(teacher || student) on logits, T^2 included; `hard` weighs the cross-entropy beside it. Text has other
---- divergences too. Source: arXiv:1503.02531, arXiv:2306.13649.
 local cab = require "cab"
-local op = cab.op
-local kinds = { "forward", "reverse", "jsd" }
 local soft = cab.strategy {
-  needs = {}, options = { temperature = 1.0, hard = 0.0, divergence = { "string", default = "forward", one_of = kinds } },
+  about = "Soft distillation: a divergence of the student's logits from the teacher's at `temperature`, T^2 included, over the `top` "
+    .. "largest of the teacher's logits (0: all); `hard` weighs the cross-entropy with the labels beside it.",
+  source = "arXiv:1503.02531, arXiv:2306.13649", options = {
+    temperature = 1.0, hard = 0.0, top = { "integer", default = 0, min = 0 },
+    divergence = { "string", default = "forward", one_of = cab.divergence.kinds },
+  },
 }
 
 function soft:loss(_, batch)
   if batch.head then
-    return batch.head { ce = self.hard, kl = 1, temperature = self.temperature, divergence = self.divergence }
+    return batch.head { ce = self.hard, kl = 1, temperature = self.temperature, divergence = self.divergence, largest = self.top }
   end
-  if self.divergence ~= "forward" then cab.options.fail(2, "divergence", "soft: of images, divergence is 'forward'") end
-  local loss = op.kl(batch.logits, batch.teacher, { temperature = self.temperature })
+  local loss = cab.divergence.of(batch.logits, cab.divergence.largest(batch.teacher, self.top), self)
   if self.hard == 0 then return loss end
-  return loss + self.hard * op.cross_entropy(batch.logits, batch.labels, batch.target)
+  return loss + self.hard * cab.op.cross_entropy(batch.logits, batch.labels, batch.target)
 end
 return soft

@@ -1,7 +1,8 @@
---- Hard labels alone: cross-entropy, with soft targets where the batch was mixed; of text, with the next id. Source: the
---- student's own recipe.
 local cab = require "cab"
-local vanilla = cab.strategy { needs = {}, options = { smoothing = 0.0 } }
+local vanilla = cab.strategy {
+  about = "Hard labels alone: cross-entropy, with soft targets where the batch was mixed; of text, with the next id.",
+  source = "the student's own recipe", options = { smoothing = 0.0 },
+}
 
 function vanilla:loss(_, batch)
   if batch.head then return batch.head { smoothing = self.smoothing } end
