@@ -117,6 +117,50 @@ describe("a job on text", function()
     end)
   end)
 
+  it("goes through the strategies of text, packed documents and all, stage by stage", function()
+    with_text(function(data)
+      local student = cab.models.phi_mamba { dim = 16, depth = 2, heads = 2, state = 8 }
+      local stages = {}
+      for i, loss in ipairs { { mohawk_orientation = 1 }, { mohawk_hidden = 1 }, { linear = { "linear_attention", kind = "linear" } }, { linearised = 1 },
+        { weight_reuse = 1 }, { mohawk_transfer = 1 }, { soft = { top = 3 } }, { hidden_state = 1 }, { align = { "attention_bridge", heads = "each" } },
+        { soft = { divergence = "jsd" }, align = { "attention_bridge", map = "elu", onto = { x = "v" } } } } do
+        stages[i] = { steps = 1, loss = loss }
+      end
+      local job = cab.job.build(recipe { student = student, stages = stages })
+      job:measure()
+      local ids, segment = data:loader("train", { batch = 4 }):raw()
+      for i, stage in ipairs(job.stages) do
+        local said = job:begin(stage)
+        assert.equal((i >= 4 and i <= 6) and 1 or 0, #said)
+        for name, norm in pairs(job:shares(stage, ids, segment)) do
+          assert.is_true(norm.all > 0 and norm.all < 1e6, i .. name)
+          assert.equal(i ~= 3, norm.student > 0, i .. name)
+        end
+      end
+    end)
+  end)
+  it("keeps the documents of packed rows apart in what runs a layer alone", function()
+    with_text(function(data)
+      local job = cab.job.build(recipe { student = cab.models.phi_mamba { dim = 16, depth = 2, heads = 2, state = 8 },
+        stages = { { steps = 1, loss = { mohawk_orientation = 1, mohawk_hidden = 1, linear_attention = 1 } } } })
+      local ids, segment = data:loader("train", { batch = 3 }):raw() -- the third row: ten tokens, then fourteen
+      local row, parts = ids:slice(1, 3, 3):clone(), segment:slice(1, 3, 3):clone()
+      local function mohawk(i, s)
+        local t = {}
+        for _, term in ipairs(job:losses(job.stages[1], i, s)) do t[term.name] = term.value:item() end
+        return t
+      end
+      local whole = mohawk(row, parts)
+      local a, b = mohawk(row:slice(2, 1, 10):clone(), parts:slice(2, 1, 10):clone()), mohawk(row:slice(2, 11, L):clone(), parts:slice(2, 11, L):clone())
+      -- positions go on in one row and begin again in a row of its own: hidden states of the teacher are those of its documents either way
+      assert.near((10 * a.mohawk_hidden + 14 * b.mohawk_hidden) / L, whole.mohawk_hidden, 1e-5)
+      assert.near((10 * a.linear_attention + 14 * b.linear_attention) / L, whole.linear_attention, 1e-5)
+      -- Frobenius norms add as squares, layer by layer and head by head: between the largest part and their sum
+      assert.is_true(whole.mohawk_orientation < a.mohawk_orientation + b.mohawk_orientation)
+      assert.is_true(whole.mohawk_orientation > math.max(a.mohawk_orientation, b.mohawk_orientation))
+    end)
+  end)
+
   it("refuses vocabularies and lengths that do not go together, and says why", function()
     with_text(function()
       local function built(more) return function() cab.job.build(recipe(more)) end end

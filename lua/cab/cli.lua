@@ -15,7 +15,7 @@ local function wants_help(name, words)
   return false
 end
 
--- cab help [COMMAND | OP]
+-- cab help [COMMAND | OP | STRATEGY]
 local function help(words)
   if #words == 0 then
     print(commands.overview())
@@ -24,7 +24,17 @@ local function help(words)
   local c, name = commands.find(words)
   if c then print(commands.help(name, c))
   elseif rawget(core.ops, words[1]) then print(core.help(words[1]))
-  else check.fail(2, "cab help: " .. check.unknown("command or op", words[1], commands.list()), { id = "usage" }) end
+  else
+    local strategy, known = require "cab.strategy", commands.list()
+    for _, s in ipairs(strategy.names) do
+      if s == words[1] then
+        print(strategy.help(s))
+        return 0
+      end
+      known[#known + 1] = s
+    end
+    check.fail(2, "cab help: " .. check.unknown("command, op or strategy", words[1], known), { id = "usage" })
+  end
   return 0
 end
 

@@ -1,6 +1,7 @@
 --- Feature maps of a learned linear attention, a head each, for the teacher layers in use: phi(q) phi(k)' in place of
 --- exp(q k' / sqrt P). Sources: arXiv 2402.04347 (the pair of softmaxes), 2604.14191 (then into a Mamba).
 local core = require "cab.core"
+local mixing = require "cab.mixing"
 local nn = require "cab.nn"
 local options = require "cab.options"
 local op = core.ops
@@ -41,15 +42,19 @@ local function ahead(l, dtype, device)
 end
 
 -- Mean of 1 - cosine of the outputs of both attentions, or the cross-entropy of their rows; one layer's q, k, v [b,l,H*P].
-local function distance(self, layer, q, k, v)
+local function distance(self, layer, q, k, v, segment)
   local b, l, H = q:size(1), q:size(2), self.heads
   local rows = op.matmul(phi(self, layer, "q", split(q, H)), phi(self, layer, "k", split(k, H)):permute(1, 2, 4, 3))
   if self.causal then rows = rows * (1 - ahead(l, q:dtype(), q:device())) end
-  if self.distance == "cosine" then
-    return op.cosine(op.matmul(rows, split(v, H)), split((op.attention(q, k, v, { heads = H, causal = self.causal })), H))
+  if segment then
+    local s = segment:to(q:dtype())
+    rows = rows * op.relu(1 - op.abs(s:reshape(b, 1, l, 1) - s:reshape(b, 1, 1, l)))
   end
+  local target = core.no_grad(function()
+    return mixing.whole(mixing.attention { q = q, k = k, heads = H, causal = self.causal, segment = segment })
+  end)
+  if self.distance == "cosine" then return op.cosine(op.matmul(rows, split(v, H)), core.no_grad(op.matmul, target, split(v, H))) end
   rows = rows / (op.sum(rows, { dim = 4 }):reshape(b, H, l, 1) + 1e-30)
-  local _, target = op.attention(q, k, v, { heads = H, causal = self.causal, map = true })
   return op.sum(target * op.log(rows + 1e-30)) * (-1 / (b * H * l))
 end
 
@@ -58,11 +63,10 @@ end
 ---@return cab.Tensor
 function Features:loss(pairs)
   local now, sum = pairs.now.teacher, nil
-  if pairs.now.about and pairs.now.about.segment and self.causal then
-    options.fail(2, "features-segments", "a linear attention is learned on rows of one document each, these hold several")
-  end
+  local segment = pairs.now.about and pairs.now.about.segment
   for _, layer in ipairs(self.used) do
-    local d = distance(self, layer, now.q[layer]:detach():to(pairs.dtype), now.k[layer]:detach():to(pairs.dtype), now.v[layer]:detach():to(pairs.dtype))
+    local function tap(name) return now[name][layer]:detach():to(pairs.dtype) end
+    local d = distance(self, layer, tap "q", tap "k", tap "v", segment)
     sum = sum and sum + d or d
   end
   return sum / #self.used

@@ -43,7 +43,7 @@ local function folder(what, prefix, names)
       if type(name) ~= "string" then return nil end
       local path = prefix .. name
       if not package.loaded[path] and not package.searchpath(path, package.path) then
-        require "cab.options".unknown(what, name, names)
+        require "cab.options".unknown(what, name, names())
       end
       local value = require(path)
       rawset(t, name, value)
@@ -51,9 +51,7 @@ local function folder(what, prefix, names)
     end,
   })
 end
-cab.strategies = folder("strategy", "cab.strategies.", {
-  "attention_bridge", "attention_copy", "attention_distill", "hidden_state", "linear_attention", "linearised", "matrix_distill", "mohawk_hidden",
-  "mohawk_orientation", "mohawk_transfer", "soft", "vanilla", "weight_reuse" })
+cab.strategies = folder("strategy", "cab.strategies.", function() return require "cab.strategy".names end)
 
 return setmetatable(cab, {
   __index = function(t, name)

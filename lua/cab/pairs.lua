@@ -102,7 +102,7 @@ function Teacher:mapped(name, map, control)
   return self.owner:memo(("%s%d/%s/%s"):format(name, self.layer, map, control), function()
     local x = controlled(self, name, control)
     if control == "random" then return placed(self.owner, name, x) end
-    if map == "learned" and self.owner.feature_maps then x = self.owner.feature_maps:of(self.layer, name, x)
+    if map == "learned" and self.owner.feature_maps then x = self.owner.feature_maps:of(self.layer, name, x:to(self.owner.dtype))
     else x = maps.apply(map, x, name, statistics(self, name, map)) end
     return placed(self.owner, name, x)
   end)

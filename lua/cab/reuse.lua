@@ -8,6 +8,19 @@ local M = {}
 
 M.parts = { "mixer", "mlp", "norms", "embedding", "head" }
 
+--- Options of strategies that copy weights.
+M.options = {
+  parts = { "table", default = M.parts }, strict = false,                                   -- strict: what does not fit is an error
+  conv = { "string", default = "keep", one_of = { "identity", "keep" } },                    -- identity: the current token alone passes
+  gate = { "string", default = "keep", one_of = { "keep", "open" } },                        -- open: z = 0 and silu of its bias is 1
+}
+
+--- What such a strategy needs of both models: no taps. Checks `parts` as the recipe is read.
+function M.needs(o)
+  for _, part in ipairs(o.parts) do options.choice(part, M.parts, "part of the student") end
+  return {}
+end
+
 local function shape_text(t) return "[" .. table.concat(t:shape(), ",") .. "]" end
 
 ---@class Report what was copied and what was left, by name of the student's parameter
@@ -255,7 +268,7 @@ end)
 ---@return {copied: string[], missing: string[]} names of the student's parameters
 function M.copy(pairs, o)
   local r, want, student, teacher = setmetatable({ copied = {}, missing = {} }, Report), {}, pairs.student, pairs.teacher
-  for _, part in ipairs(o.parts) do want[options.choice(part, M.parts, "part of the student")] = true end
+  for _, part in ipairs(o.parts) do want[part] = true end
   local from = (teachers[teacher.kind] or options.unknown("teacher whose weights can be reused", teacher.kind, options.names(teachers)))(teacher)
   local to = (students[student.kind] or options.unknown("student that can take a teacher's weights", student.kind, options.names(students)))(student)
   core.no_grad(function()

@@ -191,6 +191,63 @@ function Strategy.define(o)
   return o
 end
 
+--- One table of options from several; a plain value of a later one is a new default for a schema entry of an earlier one.
+---@param ... table
+---@return table
+function Strategy.options(...)
+  local out = {}
+  for _, list in ipairs { ... } do
+    for key, rule in pairs(list) do
+      local known = out[key]
+      if known and type(known) == "table" and not (type(rule) == "table" and type(rule[1]) == "string" and rule.default ~= nil) then
+        out[key] = {}
+        for k, v in pairs(known) do out[key][k] = v end
+        out[key].default = rule
+      else
+        out[key] = rule
+      end
+    end
+  end
+  return out
+end
+
+--- The shipped strategies: files of lua/cab/strategies.
+Strategy.names = { "attention_bridge", "attention_copy", "attention_distill", "hidden_state", "linear_attention", "linearised", "matrix_distill",
+  "mohawk_hidden", "mohawk_orientation", "mohawk_transfer", "soft", "vanilla", "weight_reuse" }
+
+-- "depth=2 (1 .. 8)", "map=standard|elu|..": the default first.
+local function option_text(key, rule)
+  rule = check.entry(rule)
+  local default, choices = rule.default, {}
+  for _, word in ipairs(rule.one_of or {}) do
+    if word ~= default then choices[#choices + 1] = word end
+  end
+  if type(default) == "table" then
+    local list = {}
+    for _, k in ipairs(options.names(default)) do list[#list + 1] = k .. "=" .. tostring(default[k]) end
+    default = "{" .. table.concat(#default > 0 and default or list, ", ") .. "}"
+  end
+  return key .. "=" .. tostring(default) .. (#choices > 0 and "|" .. table.concat(choices, "|") or "")
+end
+
+--- What a shipped strategy is: { about, source, options: texts as "depth=2", needs: of its defaults }.
+---@param name string
+---@return {about: string, source: string, options: string[], needs: table}
+function Strategy.described(name)
+  local class, list = require "cab".strategies[name], {}
+  for _, key in ipairs(options.names(class.options)) do list[#list + 1] = option_text(key, class.options[key]) end
+  return { about = class.about, source = class.source, options = list, needs = Strategy.create(name).needs }
+end
+
+--- The same as text, for `cab help NAME`.
+---@param name string
+---@return string
+function Strategy.help(name)
+  local d = Strategy.described(name)
+  return ("strategy %s   loss = { %s = { weight = 1, ... } }\n  %s\n  source: %s\n  options: %s"):format(name, name, d.about, d.source,
+    #d.options > 0 and table.concat(d.options, "  ") or "none")
+end
+
 --- An instance: create "soft", create {"attention_bridge", hidden = 64}, or create(class, options).
 ---@param what string|table
 ---@param given? table

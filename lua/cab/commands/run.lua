@@ -22,7 +22,7 @@ local M = {
     { "--chart", "Below the bar of a terminal, a chart of the loss so far." },
   },
   common = { "quiet", "json" },
-  notes = commands.exit_codes,
+  notes = "strategies of a recipe's loss, as `cab help soft` tells: " .. table.concat(require "cab.strategy".names, ", ") .. "\n\n" .. commands.exit_codes,
 }
 
 --- Where FILE stands in the words after `run`, so that a plain script may have arguments of any form after it.

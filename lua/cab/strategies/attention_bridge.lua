@@ -2,11 +2,10 @@ local cab = require "cab"
 local bridge = cab.strategy {
   about = "Attention Bridge: a small module lifts Mamba's B, C onto the teacher's K, Q. `detach`: the loss never reaches the "
     .. "student, as in the published code; `frozen`: a random bridge; both are ablations.",
-  source = "arXiv:2510.19266", needs = cab.bridges.needs, options = {
+  source = "arXiv:2510.19266", needs = cab.bridges.needs, options = cab.strategy.options(cab.bridges.options, {
     onto = { "table", default = { B = "k", C = "q" } }, control = { "string", default = "none", one_of = cab.pairs.controls },
-  },
+  }),
 }
-for name, rule in pairs(cab.bridges.options) do bridge.options[name] = rule end
 
 function bridge:build(pairs)
   for _, tap in ipairs(self.needs.student) do

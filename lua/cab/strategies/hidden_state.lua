@@ -2,10 +2,8 @@ local cab = require "cab"
 local hidden = cab.strategy {
   about = "The student's hidden states after each layer, lifted onto the teacher's: by mean square under `map`, or by cosine.",
   source = "arXiv:1412.6550", needs = { student = { "hidden" }, teacher = { "hidden" } },
-  options = { distance = { "string", default = "mse", one_of = { "mse", "cosine" } } },
+  options = cab.strategy.options(cab.bridges.options, { distance = { "string", default = "mse", one_of = { "mse", "cosine" } }, depth = 1 }),
 }
-for name, rule in pairs(cab.bridges.options) do hidden.options[name] = rule end
-hidden.options.depth = { "integer", default = 1, min = 1, max = 8 }
 
 function hidden:build(pairs) self.projector = cab.bridges.list(pairs, "hidden", self) end
 function hidden:loss(pairs)
