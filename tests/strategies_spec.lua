@@ -46,14 +46,14 @@ function kinds.vit(device)
   fill(k.student:parameters "student.")
   return k
 end
-function kinds.text()
+function kinds.text(device)
   local given = { dim = 64, depth = 2, heads = 4, vocab = 211, dtype = "f64" }
-  local teacher = cab.models.gpt2 { dim = 64, depth = 2, heads = 4, vocab = 211, positions = 48, dtype = "f64" }:build {}
+  local teacher = cab.models.gpt2 { dim = 64, depth = 2, heads = 4, vocab = 211, positions = 48, dtype = "f64" }:build { device = device }
   given.state, given.chunk = 16, 16
-  local student = cab.models.phi_mamba(given):build {}
+  local student = cab.models.phi_mamba(given):build { device = device }
   student:load(language, "student.")
   require "cab.models.build".load(teacher, language, "teacher.")
-  return { student = student, teacher = teacher:freeze(), input = language["input.ids"], text = true, device = "cpu" }
+  return { student = student, teacher = teacher:freeze(), input = language["input.ids"]:to(device), text = true, device = device }
 end
 
 -- A strategy in a step of a tiny pair, prepared as a job does it: {strategy, pairs, student, loss()}.
@@ -155,7 +155,7 @@ end
 devices.each(function(device, on)
 describe("a strategy agrees with PyTorch" .. on .. ":", function()
   local tested = {}
-  for kind, list in pairs { image = cases, vit = of_vit, text = device == "cpu" and of_text or {} } do -- text has no CUDA kernels
+  for kind, list in pairs { image = cases, vit = of_vit, text = of_text } do
     for case, given in pairs(list) do
       tested[case] = true
       if given[1] == BRIDGE then given.hidden = 16 end
@@ -165,7 +165,7 @@ describe("a strategy agrees with PyTorch" .. on .. ":", function()
     end
   end
   it("every case of the reference", function()
-    for case in pairs(names) do assert(tested[case] or of_text[case], case .. " of the reference is not tested") end
+    for case in pairs(names) do assert(tested[case], case .. " of the reference is not tested") end
     for case in pairs(tested) do assert(names[case], case .. " is not in the reference") end
   end)
 end)

@@ -126,7 +126,8 @@ describe("examples/relation.lua", function()
   it("trains from a recipe: the loss falls", function()
     local path = out()
     local class = dofile "examples/relation.lua"
-    local r = recipe({ relation = { class, weight = 10 } }, { stages = { { loss = { relation = { class, weight = 10 } }, steps = 30 } }, eval = { every = 0 }, optim = { "adamw", lr = 1e-3, schedule = "constant" } })
+    local r = recipe(nil, { stages = { { loss = { relation = { class, weight = 10 } }, steps = 30 } }, eval = { every = 0 },
+      optim = { "adamw", lr = 1e-3, schedule = "constant" } })
     r:run { out = path, quiet = true }
     local losses = {}
     for _, row in ipairs(rows(path)) do losses[#losses + 1] = row.loss end

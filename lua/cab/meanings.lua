@@ -173,10 +173,21 @@ return {
     control = "what stands in the tap's place where a study asks whether it matters: of the next image, or fixed random numbers",
   },
   ["strategy.vanilla"] = { smoothing = "of the labels" },
-  ["strategy.soft"] = {
+  soft = {
     temperature = "T of both sides; the loss has the factor T^2", hard = "weight of the cross-entropy beside it",
-    divergence = "of text: KL(teacher, student), KL(student, teacher), or Jensen-Shannon; of images `forward`",
+    divergence = "KL(teacher, student), KL(student, teacher), or Jensen-Shannon", top = "only the teacher's so many largest logits; 0: all",
   },
+  reuse = {
+    parts = "of the student that take the teacher's weights", strict = "what does not fit is an error, else it is told and left",
+    conv = "`identity`: the convolution lets the current token through alone", gate = "`open`: begins as 1",
+  },
+  ["strategy.attention_copy"] = { what = "the student's layers use in place of their own" },
+  ["strategy.attention_distill"] = { leave = "so many layers at the student's end alone" },
+  ["strategy.matrix_distill"] = { leave = "so many layers at the student's end alone", distance = "of rows, of rows of |M| that sum to 1, of all entries" },
+  ["strategy.hidden_state"] = { distance = "of lifted hidden states" },
+  ["strategy.linear_attention"] = { kind = "`hedgehog`: a pair of softmaxes; `linear`: what a Mamba-2 can begin as",
+    count = "features of a head; 0: as many as it is wide", distance = "of the outputs of both attentions, or of their rows" },
+  ["strategy.mohawk_orientation"] = { heads = "compared one by one or as their mean; `auto`: each where both have as many" },
   map = {
     k = "`last`: the last k layers of each; `stride`: every k-th layer of the deeper model",
     near = "`learned`: teacher layers at most so far from the proportional one; 0: all", temperature = "`learned`: of the softmax at the start",

@@ -36,7 +36,7 @@ function M.sections()
     { strategy = { "string|table" }, weight = { "number", default = 1, min = 0 } }, "term")
   for _, name in ipairs(strategies()) do
     local class = require "cab".strategies[name]
-    add("strategy " .. name, class.about or "", class.options, "strategy." .. name, "bridge")
+    add("strategy " .. name, class.about or "", class.options, "strategy." .. name, "bridge", "soft", "reuse")
   end
   local maps = require "cab.layers".schema
   for _, name in ipairs(keys(maps)) do
