@@ -215,6 +215,12 @@ describe("a strategy tells", function()
     assert.truthy(k.said:find "layers.0.mixer.B, C %(x_proj reads the convolved x")
     fails("do not fit: layers.0.mixer.B, C", ready, "image", { "weight_reuse", strict = true })
     assert.falsy(ready("text", { "weight_reuse", strict = true }).said:find "left as they were")
+    -- a hybrid's own attention becomes the teacher's
+    local teacher = cab.models.phi { dim = 16, depth = 2, heads = 4, vocab = 20, dtype = "f64" }:build {}
+    local student = cab.models.phi_mamba { dim = 16, depth = 2, heads = 4, state = 4, vocab = 20, attention = { 2 }, dtype = "f64", seed = 1 }:build {}
+    local r = cab.reuse.copy(cab.pairs.new { student = student, teacher = teacher }, { parts = { "attention" }, conv = "keep", gate = "keep" })
+    assert.equal(8, #r.copied)
+    assert.same(teacher.model.layers[2].self_attn.dense.weight:totable(), student.backbone.layers[2].self_attn.dense.weight:totable())
     fails("did you mean 'norms'", ready, "text", { "weight_reuse", parts = { "norm" } })
   end)
   it("what it cannot do", function()

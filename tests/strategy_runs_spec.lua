@@ -86,6 +86,15 @@ describe("a run", function()
     assert.truthy(log(whole):find "layer map 1>%d 0%.%d+, 2>%d")
   end)
 
+  it("reports the R2 of each student layer, of a closed-form bridge as of trained ones", function()
+    for _, given in ipairs { { "attention_bridge", hidden = 8 }, { "attention_bridge", kind = "ridge" } } do
+      local path, found = out(), nil
+      recipe({ align = given }):run { out = path, quiet = true }
+      for _, row in ipairs(rows(path)) do found = row.eval and row.eval or found end
+      assert.near(found.r2.align, (found.r2_layers.align["1"] + found.r2_layers.align["2"]) / 2, 1e-6)
+    end
+  end)
+
   for _, by in ipairs { "cka", "ridge" } do
     it("searches a layer map by " .. by .. ", says it and keeps it", function()
       local function make() return recipe({ align = { "attention_bridge", hidden = 8 } }, { pairs = { "search", by = by, images = 50 },

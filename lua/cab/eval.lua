@@ -45,8 +45,9 @@ end
 ---@param job Job
 ---@param stage table
 ---@return table name -> R2
+---@return table name -> R2 by student layer, as text
 function M.fits(job, stage)
-  local out = {}
+  local out, layers = {}, {}
   local loader = job.data:loader("test", { batch = fit_batch(job) })
   do
     local scope <close> = core.scope()
@@ -54,12 +55,15 @@ function M.fits(job, stage)
       local images, labels = loader:next()
       for _, term in ipairs(job:losses(stage, images, labels)) do
         local m = term.strategy:metrics()
-        if m.r2 then out[term.name] = m.r2 end
+        if m.r2 then
+          out[term.name], layers[term.name] = m.r2, {}
+          for layer, r2 in pairs(m.layers) do layers[term.name][tostring(layer)] = r2 end
+        end
       end
     end)
   end
   loader:close()
-  return out
+  return out, layers
 end
 
 --- Perplexity of the test text by the student as it is, by the recipe's eval.window and eval.stride.
@@ -126,8 +130,8 @@ function M.job(job, stage)
     row.score = average.score
   end
   if wanted.align and job.pairs then
-    local fits = M.fits(job, stage)
-    if next(fits) then row.r2 = fits end
+    local fits, layers = M.fits(job, stage)
+    if next(fits) then row.r2, row.r2_layers = fits, layers end
   end
   row.layer_map = job.pairs and job.pairs:mixture() -- of a learned one
   return row

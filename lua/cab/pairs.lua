@@ -100,6 +100,7 @@ function Pairs:mean(fn)
   local sum, mix = nil, self.mix
   local weights = mix and op.softmax((mix.module.weight + mix.mask) / mix.temperature)
   for i, entry in ipairs(self) do
+    self.entry = entry -- whose turn it is, for the R2 of each layer
     local value
     if not mix then
       value = fn(i, entry.s, entry.t)
@@ -114,6 +115,7 @@ function Pairs:mean(fn)
     end
     if value then sum = sum and sum + value or value end
   end
+  self.entry = nil
   return (sum or options.fail(2, "pairs-empty", "no student layer has a teacher layer to learn from")) / self.layers
 end
 

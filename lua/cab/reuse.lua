@@ -1,12 +1,12 @@
 --- A student's weights from its teacher's: x <- V, B <- K, C <- Q, out_proj <- the attention's output, MLP, norms, embedding and
---- head where shapes allow (arXiv 2408.15237; 2408.10189, stage 3). What does not fit is left as it is, and told.
+--- head, and the attention of layers that kept theirs, where shapes allow (arXiv 2408.15237; 2408.10189, stage 3). What does not fit is left as it is, and told.
 local core = require "cab.core"
 local check = require "cab.check"
 local options = require "cab.options"
 local op = core.ops
 local M = {}
 
-M.parts = { "mixer", "mlp", "norms", "embedding", "head" }
+M.parts = { "mixer", "attention", "mlp", "norms", "embedding", "head" }
 
 --- Options of strategies that copy weights.
 M.options = {
@@ -231,6 +231,11 @@ function students.phi_mamba(m)
       if want.mixer and x then
         local E, S = x.E, x.groups * x.N
         mamba2_mixer(r, name .. "mixer.", x, w, { { "x", E }, { "B", S }, { "C", S }, { "z", E }, { "a", x.heads } }, o)
+      end
+      for _, p in ipairs(want.attention and L.self_attn and { { "q", "q_proj", "bq" }, { "k", "k_proj", "bk" }, { "v", "v_proj", "bv" },
+        { "out", "dense", "out_bias" } } or {}) do
+        r:copy(name .. "self_attn." .. p[2] .. ".weight", L.self_attn[p[2]].weight, w[p[1]])
+        r:copy(name .. "self_attn." .. p[2] .. ".bias", L.self_attn[p[2]].bias, w[p[3]])
       end
       if want.norms then norm(r, name .. "input_layernorm", L.input_layernorm, w.norm) end
       for _, key in ipairs(want.mlp and { "fc1", "fc2" } or {}) do

@@ -43,6 +43,7 @@ end
 --- The loss of one step (scalar tensor). @param batch {images, labels, target, logits, teacher}
 function Instance:run(pairs, batch)
   rawset(self, "fits", {})
+  rawset(self, "pairing", pairs)
   return self:loss(pairs, batch)
 end
 
@@ -53,7 +54,8 @@ end
 
 -- mse() and target() are called when metrics() wants them.
 local function remember(self, mse, target)
-  if self.fits then table.insert(self.fits, { mse = mse, target = target }) end
+  local entry = self.pairing and self.pairing.entry
+  if self.fits then table.insert(self.fits, { mse = mse, target = target, layer = entry and entry.layer }) end
 end
 
 --- mse(prediction, target), remembered for the R2 of metrics(). @return cab.Tensor
@@ -112,10 +114,11 @@ local function variance(target)
 end
 
 --- Of the last run: r2 = mean over fits of 1 - mse / var(target): 0 for the best constant, 1 for a perfect bridge; each: of every
---- fit, in the order of the loss. Reads values back: not for every step.
----@return {r2?: number, each?: number[]}
+--- fit, in the order of the loss; layers: the mean of each student layer, where the strategy sums by pairs:mean. Reads values back: not for
+--- every step.
+---@return {r2?: number, each?: number[], layers?: table<integer, number>}
 function Instance:metrics()
-  local fits, sum, seen, each = self.fits or {}, 0, {}, {}
+  local fits, sum, seen, each, by = self.fits or {}, 0, {}, {}, {}
   if #fits == 0 then return {} end
   core.no_grad(function()
     for i, f in ipairs(fits) do
@@ -123,9 +126,16 @@ function Instance:metrics()
       seen[target] = seen[target] or variance(target)
       each[i] = 1 - f.mse() / math.max(seen[target], 1e-30)
       sum = sum + each[i]
+      local layer = by[f.layer or 0] or { sum = 0, count = 0 }
+      layer.sum, layer.count = layer.sum + each[i], layer.count + 1
+      by[f.layer or 0] = layer
     end
   end)
-  return { r2 = sum / #fits, each = each }
+  local layers = {}
+  for number, layer in pairs(by) do
+    if number > 0 then layers[number] = layer.sum / layer.count end
+  end
+  return { r2 = sum / #fits, each = each, layers = layers }
 end
 
 local function instance(class, given)
