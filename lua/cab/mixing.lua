@@ -8,6 +8,7 @@ local op = core.ops
 local M = {}
 
 local TILE = 1 << 22 -- numbers in a part's largest tensor
+local TINY = 1e-30 -- under roots and logarithms: no division by 0, no other digits
 
 -- A copy of `self` with other inputs.
 local function with(self, inputs)
@@ -160,51 +161,66 @@ function M.same_heads(a, b)
   return head_mean(a), head_mean(b)
 end
 
-M.distances = { "cosine", "cross_entropy", "mse" }
-
---- How far maps m are from attention a, both [b,H,l,l]: cosine, mean over rows of 1 - cosine; mse of all entries; cross_entropy
---- of rows, with |m| of each row made to sum to 1.
----@param m cab.Tensor
----@param a cab.Tensor
----@param kind string
----@return cab.Tensor
-function M.distance(m, a, kind)
-  options.choice(kind, M.distances, "distance")
-  if kind ~= "cross_entropy" then return op[kind](m, a) end
-  local size = op.abs(m)
-  local rows = op.sum(size, { dim = 4 }):reshape(m:size(1), m:size(2), m:size(3), 1) + 1e-30
-  return op.sum(a * op.log(size / rows + 1e-30)) * (-m:size(4) / m:count())
+-- What `terms` gives for parts a of m and t of the target, [b,H,rows,columns] each, summed along every row: [b,H,l,k]. Part by part; what
+-- a part needs for its gradient is computed again, not kept, so memory grows with l and not its square.
+local function row_sums(m, target, mean, terms)
+  if m.length ~= target.length then options.fail(1, "mixing", ("mixing matrices of %d and %d tokens"):format(m.length, target.length)) end
+  local step, parts, trained = math.min(m.step, target.step), {}, false
+  for _, t in ipairs(m.inputs) do trained = trained or t.requires_grad end
+  for first = 1, m.length, step do
+    local last = math.min(m.length, first + step - 1)
+    local function sums(...)
+      local scope <close> = core.scope() -- the part goes with it, or the step's scope would hold all parts
+      local a = m:with({ ... }):part(first, last, m.axis)
+      local t = core.no_grad(function() return target:part(first, last, m.axis) end)
+      if mean then a, t = head_mean(a), head_mean(t) end
+      local list = { terms(a, t) }
+      for k, x in ipairs(list) do list[k] = op.sum(x, { dim = 4 }):reshape(x:size(1), x:size(2), x:size(3), 1) end
+      return scope:keep(#list > 1 and core.concat(list, 4) or list[1])
+    end
+    parts[#parts + 1] = (trained and core.grad_enabled()) and recompute(sums, table.unpack(m.inputs)) or sums(table.unpack(m.inputs))
+  end
+  if m.axis == 3 then return #parts > 1 and core.concat(parts, 3) or parts[1] end
+  local sum = parts[1]
+  for k = 2, #parts do sum = sum + parts[k] end
+  return sum
 end
 
---- Mean over images and heads of |M - A|_F (arXiv 2408.10189, eq. 6), part by part; what a part needs for its gradient is computed
---- again, not kept: memory grows with l, not its square. heads: "each" compares head by head, "mean" the means over heads,
---- "auto" each where both have as many.
+--- Mean over images and heads of |M - A|_F (arXiv 2408.10189, eq. 6), in tiles. heads: "each" compares head by head, "mean" the means
+--- over heads, "auto" each where both have as many.
 ---@param m table a student's matrix in tiles
 ---@param target table a teacher's, without gradient
 ---@param heads? "auto"|"each"|"mean"
 ---@return cab.Tensor
 function M.frobenius(m, target, heads)
-  if m.length ~= target.length then options.fail(1, "mixing", ("mixing matrices of %d and %d tokens"):format(m.length, target.length)) end
   if heads == "each" and m.heads ~= target.heads then
     options.fail(2, "mixing-heads", ("heads = 'each': the student's mixing matrix has %d heads, the teacher's %d; use 'mean'"):format(m.heads, target.heads))
   end
-  local mean = heads == "mean" or m.heads ~= target.heads
-  local step, sum = math.min(m.step, target.step), nil
-  for first = 1, m.length, step do
-    local last = math.min(m.length, first + step - 1)
-    local function squares(...)
-      local scope <close> = core.scope() -- the part goes with it, or the step's scope would hold all parts
-      local a = m:with({ ... }):part(first, last, m.axis)
-      local t = core.no_grad(function() return target:part(first, last, m.axis) end)
-      if mean then a, t = head_mean(a), head_mean(t) end
-      return scope:keep(op.sum(op.sum(op.square(a - t), { dim = 4 }), { dim = 3 }))
-    end
-    local trained = false
-    for _, t in ipairs(m.inputs) do trained = trained or t.requires_grad end
-    local s = (trained and core.grad_enabled()) and recompute(squares, table.unpack(m.inputs)) or squares(table.unpack(m.inputs))
-    sum = sum and sum + s or s
+  local rows = row_sums(m, target, heads == "mean" or m.heads ~= target.heads, function(a, t) return op.square(a - t) end)
+  return op.mean(op.sqrt(op.sum(rows, { dim = 3 }) + TINY))
+end
+
+M.distances = { "cosine", "cross_entropy", "mse" }
+
+--- How far a matrix is from attention, in tiles, head by head or by their means where both have not as many: cosine, mean over rows of
+--- 1 - cosine; mse of all entries; cross_entropy of rows, with |m| of each row made to sum to 1.
+---@param m table
+---@param target table
+---@param kind "cosine"|"cross_entropy"|"mse"
+---@return cab.Tensor
+function M.distance(m, target, kind)
+  options.choice(kind, M.distances, "distance")
+  local mean = m.heads ~= target.heads
+  if kind == "mse" then return op.mean(row_sums(m, target, mean, function(a, t) return op.square(a - t) end)) / m.length end
+  if kind == "cosine" then
+    local dot, a2, t2 = row_sums(m, target, mean, function(a, t) return a * t, op.square(a), op.square(t) end):split(4, { 1, 1, 1 })
+    return 1 - op.mean(dot / op.sqrt(a2 * t2 + TINY))
   end
-  return op.mean(op.sqrt(sum + 1e-30))
+  local size, crossed, whole = row_sums(m, target, mean, function(a, t)
+    local abs = op.abs(a)
+    return abs, t * op.log(abs + TINY), t
+  end):split(4, { 1, 1, 1 })
+  return op.mean(whole * op.log(size + TINY) - crossed)
 end
 
 return M

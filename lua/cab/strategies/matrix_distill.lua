@@ -1,6 +1,6 @@
 local cab = require "cab"
 local distill = cab.strategy {
-  about = "Attention transfer by distillation, of Mamba students: the implicit attention against the teacher's maps; whole matrices. "
+  about = "Attention transfer by distillation, of Mamba students: the implicit attention against the teacher's maps, in tiles. "
     .. "cross_entropy: of rows of |M| that sum to 1; cosine: of rows; mse: of all entries.",
   source = "arXiv:2411.09702, arXiv:2403.01590", needs = { student = { "mixing" }, teacher = { "q", "k" } },
   options = { distance = { "string", default = "cosine", one_of = cab.mixing.distances }, leave = { "integer", default = 0, min = 0 } },
@@ -9,8 +9,7 @@ local distill = cab.strategy {
 function distill:loss(pairs)
   return pairs:layer_mean(function(i, s, t)
     if i > pairs.layers - self.leave then return nil end
-    local mine, its = cab.mixing.same_heads(cab.mixing.whole(s:mixing()), cab.mixing.whole(t:mixing()))
-    return cab.mixing.distance(mine, its, self.distance)
+    return cab.mixing.distance(s:mixing(), t:mixing(), self.distance)
   end)
 end
 return distill
