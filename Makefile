@@ -34,7 +34,7 @@ OBJECTS  := $(CORE:%.c=$B/%.o) $(B)/twins.o \
 CUDA     ?= $(patsubst %/bin/nvcc,%,$(or $(shell command -v nvcc),$(wildcard /usr/local/cuda/bin/nvcc)))
 NVCC     := $(if $(wildcard $(CUDA)/include/cublasLt.h),$(CUDA)/bin/nvcc)
 CUDA_ARCH := -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=[sm_90,compute_90]
-NVFLAGS  := -std=c++17 -O3 -lineinfo -Icore/base -Icore/tensor -Ikernels -Xcompiler -fPIC,-Wall $(CUDA_ARCH)
+NVFLAGS  := -std=c++17 -O3 -lineinfo -Xfatbin -compress-all -Icore/base -Icore/tensor -Ikernels -Xcompiler -fPIC,-Wall $(CUDA_ARCH)
 CUDA_OBJECTS := $(patsubst %.cu,$B/%.cu.o,$(wildcard kernels/*.cu core/tensor/*.cu))
 
 .PHONY: all deps demo test module install install-rock dist bench lint asan fuzz crash clean

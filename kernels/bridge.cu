@@ -1,5 +1,5 @@
-/* bridge.cu - the bridge of any size, tap by tap: products by the twins of gemm.h, between them kernels that lift a row, compare
- * it with its target and come down again, so that h and the error are all that is ever stored, for one tap at a time. For the
+/* bridge.cu - the bridge of any size, tap by tap: products by the twins of gemm.h, between them kernels that take silu,
+ * compare with the target and come down again, so that two hidden layers and the error are all that is ever stored, for one tap at a time. For the
  * sizes of bridge_tile.cuh all of that is one kernel. */
 #include "bridge.h"
 
@@ -20,48 +20,22 @@ template <> struct TypeIndex<double> { enum { value = 1 }; };
 template <> struct TypeIndex<bf16> { enum { value = 2 }; };
 } // namespace
 
-enum { THREADS = 256, TILE = 64, DEEP = 16, CHUNK = 64 /* rows of a block of `compare` */ };
+enum { THREADS = 256, CHUNK = 64 /* rows of a block of `compare` */ };
 
 /* ---- first layer ------------------------------------------------------------------------------ */
 
-/* With v = x[r,:] . w1[j,:] + b1[j]: h[r,j] = silu(v), DOWN: h[r,j] *= silu'(v). A block has TILE x TILE of them, a thread
- * rows 4 ty + i and columns tx + 16 j; x and w1 pass through shared memory DEEP columns at a time. */
-template <class T, bool DOWN>
-static __global__ void __launch_bounds__(THREADS)
-    lift(int64_t rows, int64_t H, int64_t N, const T *x, int64_t ldx, const Wide<T> *w1, const Wide<T> *b1, T *h) {
-  typedef Wide<T> W;
-  __shared__ W xs[DEEP][TILE + 4], ws[DEEP][TILE + 4];
-  const int tx = threadIdx.x % 16, ty = threadIdx.x / 16;
-  const int64_t row = blockIdx.x * (int64_t)TILE, column = blockIdx.y * (int64_t)TILE;
-  W v[4][4] = {};
-  for (int64_t k = 0; k < N; k += DEEP) {
-    for (int i = threadIdx.x; i < TILE * DEEP; i += THREADS) {
-      const int at = i / DEEP, d = i % DEEP;
-      xs[d][at] = k + d < N && row + at < rows ? wide_of(x[(row + at) * ldx + k + d]) : W(0);
-      ws[d][at] = k + d < N && column + at < H ? w1[(column + at) * N + k + d] : W(0);
+/* h = silu(v), DOWN: h *= silu'(v). */
+template <class T, int V, bool DOWN> static __global__ void __launch_bounds__(THREADS) lift(int64_t n, const T *v, T *h) {
+  for (int64_t i = (blockIdx.x * (int64_t)THREADS + threadIdx.x) * V; i < n; i += gridDim.x * (int64_t)THREADS * V) {
+    Wide<T> x[V], y[V];
+    load<T, V>(x, v + i);
+    if (DOWN) load<T, V>(y, h + i);
+#pragma unroll
+    for (int k = 0; k < V; k++) {
+      const Wide<T> sig = sigmoid(x[k]);
+      y[k] = DOWN ? y[k] * silu_slope(x[k], sig) : x[k] * sig;
     }
-    __syncthreads();
-#pragma unroll
-    for (int d = 0; d < DEEP; d++)
-#pragma unroll
-      for (int i = 0; i < 4; i++)
-#pragma unroll
-        for (int j = 0; j < 4; j++) v[i][j] += xs[d][4 * ty + i] * ws[d][tx + 16 * j];
-    __syncthreads();
-  }
-#pragma unroll
-  for (int j = 0; j < 4; j++) {
-    const int64_t c = column + tx + 16 * j;
-    if (c >= H) return;
-    const W bias = b1[c];
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-      const int64_t r = row + 4 * ty + i;
-      if (r >= rows) break;
-      const W pre = v[i][j] + bias, sig = sigmoid(pre);
-      T *to = h + r * H + c;
-      *to = narrow<T>(DOWN ? wide_of(*to) * silu_slope(pre, sig) : pre * sig);
-    }
+    store<T, V>(h + i, y);
   }
 }
 
@@ -146,27 +120,29 @@ static int64_t compare_by(CabStream *s, const BridgeShape &b, const BridgeTap &t
   return rows ? (int64_t)grid.x * grid.y : 0;
 }
 
-template <class T, bool DOWN> static void lift_rows(CabStream *s, const BridgeShape &b, const BridgeTap &t, T *h) {
-  const int64_t rows = b.B * b.L;
-  if (rows)
-    lift<T, DOWN><<<dim3(blocks_for(rows, TILE), blocks_for(b.H, TILE)), THREADS, 0, s->stream>>>(
-        rows, b.H, b.N, (const T *)t.x, t.ldx, (const Wide<T> *)t.w1, (const Wide<T> *)t.b1, h);
+template <class T, bool DOWN> static void lift_rows(CabStream *s, int64_t n, const T *v, T *h) {
+  constexpr int V = 16 / sizeof(T);
+  if (n <= 0) return;
+  const bool vector = n % V == 0 && packs<T, V>(v, V) && packs<T, V>(h, V);
+  const int64_t blocks = (n / (vector ? V : 1) + THREADS - 1) / THREADS;
+  (vector ? lift<T, V, DOWN> : lift<T, 1, DOWN>)<<<(unsigned)(blocks < 8192 ? blocks : 8192), THREADS, 0, s->stream>>>(n, v, h);
 }
 
-/* h, then p and from it the gradient of p, then gw2, gb2, the gradient of h and through the first layer. */
+/* v, the argument of silu, and h, then p and from it the gradient of p, then gw2, gb2, the gradient of h and through the first layer. */
 template <class T> static void run_tap(CabStream *s, const BridgeShape &b, const BridgeTap *taps, int i, Wide<T> *mse, Wide<T> *y) {
   typedef Wide<T> W;
   enum { TYPE = TypeIndex<T>::value, WIDE = TypeIndex<W>::value };
   const BridgeTap &t = taps[i];
   const int64_t rows = b.B * b.L, H = b.H, D = b.D, chunks = blocks_for(rows, CHUNK);
   const bool gradient = t.gx || t.gw1;
-  Scratch hs(s, (size_t)(rows * H + 1) * sizeof(T)), ps(s, (size_t)(rows * D + 1) * sizeof(T));
+  Scratch vs(s, (size_t)(rows * H + 1) * sizeof(T)), hs(s, (size_t)(rows * H + 1) * sizeof(T)), ps(s, (size_t)(rows * D + 1) * sizeof(T));
   Scratch dhs(s, gradient ? (size_t)(rows * H + 1) * sizeof(T) : 0);
   Scratch partial(s, (size_t)(chunks * (D + (D + THREADS - 1) / THREADS) + 1) * sizeof(W));
-  if (!hs.data || !ps.data || (gradient && !dhs.data) || !partial.data) return;
-  T *h = (T *)hs.data, *p = (T *)ps.data, *dh = (T *)dhs.data;
+  if (!vs.data || !hs.data || !ps.data || (gradient && !dhs.data) || !partial.data) return;
+  T *v = (T *)vs.data, *h = (T *)hs.data, *p = (T *)ps.data, *dh = (T *)dhs.data;
   W *sums = (W *)partial.data, *errors = sums + chunks * D;
-  lift_rows<T, false>(s, b, t, h);
+  linear_forward_cuda[TYPE](s, rows, H, b.N, t.x, t.ldx, t.w1, t.b1, v);
+  lift_rows<T, false>(s, rows * H, v, h);
   linear_forward_cuda[TYPE](s, rows, D, H, h, H, t.w2, t.b2, p);
   const bool vector = D % 4 == 0 && packs<T, 4>(t.target, t.ld_target);
   const int64_t count = (vector ? compare_by<T, 4> : compare_by<T, 1>)(s, b, t, p, errors, gradient ? sums : NULL);
@@ -174,7 +150,7 @@ template <class T> static void run_tap(CabStream *s, const BridgeShape &b, const
   if (!gradient) return;
   linear_backward_cuda[TYPE](s, rows, D, H, p, h, H, t.w2, dh, false, t.gw2, NULL);
   if (t.gb2) column_sum_cuda[WIDE](s, chunks, D, sums, D, t.gb2);
-  lift_rows<T, true>(s, b, t, dh);
+  lift_rows<T, true>(s, rows * H, v, dh);
   linear_backward_cuda[TYPE](s, rows, H, b.N, dh, t.x, t.ldx, t.w1, t.gx, false, t.gw1, t.gb1);
 }
 

@@ -5,6 +5,7 @@
  * swapped. Only split-K through the workspace, in the compute type, is admitted: no sums in C's own type. */
 #include "gemm.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 #include "narrow.cuh"
@@ -138,6 +139,15 @@ static int32_t alignment(const void *pointer) {
   return (int32_t)(bits & -bits);
 }
 
+/* For compute-sanitizer's initcheck, with CAB_INITCHECK in the environment: zeros where a product is about to write. The tool does not
+ * see what cuBLAS stores in bulk, and would report every read of it; that products write all of C is tested in tests/cuda_spec.lua. */
+static void clear_for_initcheck(CabStream *s, const Problem &p, void *c) {
+  static const bool asked = getenv("CAB_INITCHECK") != NULL;
+  const size_t size = p.out == CUDA_R_64F ? 8 : p.out == CUDA_R_16BF ? 2 : 4;
+  for (int64_t i = 0; asked && i < (p.stride_c ? p.batch : 1); i++)
+    cudaMemset2DAsync((char *)c + (size_t)(i * p.stride_c) * size, (size_t)p.ldc * size, 0, (size_t)p.n * size, (size_t)p.m, s->stream);
+}
+
 /* False: cuBLASLt has no algorithm for this, nothing was launched. */
 static bool multiply_lt(CabStream *s, Problem p, const void *alpha, const void *a, const void *b, const void *beta, void *c,
                         const void *bias) {
@@ -186,6 +196,7 @@ static void products(CabStream *s, Problem p, double alpha, const In *a, const I
     p.batch = batch - i < most ? batch - i : most;
     Out *to = c + i * p.stride_c;
     if (p.k) {
+      if (beta == 0) clear_for_initcheck(s, p, to);
       multiply(s, p, alpha, a + i * p.stride_a, b + i * p.stride_b, beta, to);
       continue;
     }
@@ -285,6 +296,7 @@ static void linear_forward(CabStream *s, int64_t rows, int64_t O, int64_t I, con
   if (!p.ready()) return;
   const Wide<T> one = 1, zero = 0;
   Problem product = problem_of<T, T>(s, false, true, rows, O, I, ldx, I, O);
+  if (b && I) clear_for_initcheck(s, product, y);
   if (b && I && alignment(p.b) >= 16 && multiply_lt(s, product, &one, x, p.w, &zero, y, p.b)) return;
   if (b) {
     int64_t blocks = (rows * O + THREADS - 1) / THREADS;

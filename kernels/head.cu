@@ -32,10 +32,15 @@ template <class T> static void head_count(CabStream *s, int64_t B, int64_t L, co
 
 /* ---- rows --------------------------------------------------------------------------------------- */
 
-/* e^x; of a bf16 row by the special function unit. */
+#define LOG2E 1.44269504f
+/* e^x, e^(scale x - shift); of a bf16 row by the special function unit. */
 template <class T> __device__ __forceinline__ Wide<T> exponential(Wide<T> x) {
-  if constexpr (sizeof(T) == 2) return exp2_fast(x * 1.44269504f);
+  if constexpr (sizeof(T) == 2) return exp2_fast(x * LOG2E);
   else return exp(x);
+}
+template <class T> __device__ __forceinline__ Wide<T> exponential(Wide<T> x, Wide<T> scale, Wide<T> shift) {
+  if constexpr (sizeof(T) == 2) return exp2_fast(fmaf(x, scale * LOG2E, -shift * LOG2E));
+  else return exp(x * scale - shift);
 }
 
 template <int N> struct Width { enum { value = N }; };
@@ -57,7 +62,10 @@ template <class T> struct Sum : Online<Wide<T>> {
     if (top > this->max) this->raise(top, scale);
     const W from = this->shift(this->max);
 #pragma unroll
-    for (int k = 0; k < N; k++) this->sum += exponential<T>((x[k] - from) * scale);
+    for (int k = 0; k < N; k++) {
+      if constexpr (sizeof(T) == 2) this->sum += exponential<T>(x[k], scale, from * scale);
+      else this->sum += exp((x[k] - from) * scale);
+    }
   }
   __device__ __forceinline__ W lse(W scale) {
     this->join(scale);
@@ -77,24 +85,22 @@ template <class W> struct Pieces { /* of a row: all that the last pass needs */
   double slope;
 };
 
-/* What an entry with log p and log q adds to the divergence and to its slope. */
-template <class T> __device__ __forceinline__ void divergence_of(HeadDivergence kind, Wide<T> lp, Wide<T> lq, double &sum, double &slope) {
+/* Of an entry, both log-probabilities. FORWARD and CROSS: what it adds to the divergence; p = 0 costs nothing even where log q is
+ * infinite. */
+template <class W> __device__ __forceinline__ W forward_share(HeadDivergence kind, W p, W lp, W lq) {
+  return p == 0 ? p : p * (kind == HEAD_CROSS ? -lq : lp - lq);
+}
+/* REVERSE and JSD: that, and what it adds to the slope. */
+template <class T> __device__ __forceinline__ void other_share(HeadDivergence kind, Wide<T> lp, Wide<T> lq, double &sum, double &slope) {
   typedef Wide<T> W;
-  const W p = exponential<T>(lp);
-  if (kind <= HEAD_CROSS) { /* p = 0 costs nothing even where log q is infinite */
-    if (p != 0) sum += (double)(p * (kind == HEAD_CROSS ? -lq : lp - lq));
-    return;
-  }
-  const W q = exponential<T>(lq), lm = kind == HEAD_REVERSE ? lp : log_mean(lp, lq);
+  const W p = exponential<T>(lp), q = exponential<T>(lq), lm = kind == HEAD_REVERSE ? lp : log_mean(lp, lq);
   const double of_q = q == 0 ? (double)q : (double)(q * (lq - lm));
   slope += of_q;
   sum += kind == HEAD_REVERSE ? of_q : 0.5 * ((p == 0 ? (double)p : (double)(p * (lp - lm))) + of_q);
 }
-template <class T> __device__ __forceinline__ Wide<T> divergence_slope(HeadDivergence kind, Wide<T> lp, Wide<T> lq, Wide<T> slope) {
-  const Wide<T> q = exponential<T>(lq);
-  if (kind <= HEAD_CROSS) return q - exponential<T>(lp);
+template <class W> __device__ __forceinline__ W other_slope(HeadDivergence kind, W q, W lp, W lq, W slope) {
   if (q == 0) return q;
-  return (kind == HEAD_REVERSE ? Wide<T>(1) : Wide<T>(0.5)) * q * (lq - (kind == HEAD_REVERSE ? lp : log_mean(lp, lq)) - slope);
+  return (kind == HEAD_REVERSE ? W(1) : W(0.5)) * q * (lq - (kind == HEAD_REVERSE ? lp : log_mean(lp, lq)) - slope);
 }
 
 template <class T> struct Rows {
@@ -106,6 +112,15 @@ template <class T> struct Rows {
   Wide<T> *losses;
   bool gradient;
 };
+
+/* x = v = v + bias, as x holds it. */
+template <class T, int M> __device__ __forceinline__ void add_bias(Wide<T> (&v)[M], const Wide<T> *bias, T *x) {
+  Wide<T> b[M];
+  load<Wide<T>, M>(b, bias);
+#pragma unroll
+  for (int k = 0; k < M; k++) v[k] = wide_of(narrow<T>(v[k] + b[k]));
+  store<T, M>(x, v);
+}
 
 /* The teacher's list of a row becomes probabilities; returns the divergence. */
 template <class T>
@@ -145,11 +160,7 @@ template <class T, int N> static __global__ void __launch_bounds__(ROW_THREADS) 
       constexpr int M = decltype(width)::value;
       W v[M];
       load<T, M>(v, x + j);
-      if (a.bias) {
-#pragma unroll
-        for (int k = 0; k < M; k++) v[k] = wide_of(narrow<T>(v[k] + a.bias[j + k]));
-        store<T, M>(x + j, v);
-      }
+      if (a.bias) add_bias<T, M>(v, a.bias + j, x + j);
       if (one) plain.take(v, W(1));
       if (two) soft.take(v, r.scale);
 #pragma unroll
@@ -159,11 +170,7 @@ template <class T, int N> static __global__ void __launch_bounds__(ROW_THREADS) 
       }
       if (!whole) return;
       load<T, M>(v, t + j);
-      if (a.teacher_bias) {
-#pragma unroll
-        for (int k = 0; k < M; k++) v[k] = wide_of(narrow<T>(v[k] + a.teacher_bias[j + k]));
-        store<T, M>(t + j, v);
-      }
+      if (a.teacher_bias) add_bias<T, M>(v, a.teacher_bias + j, t + j);
       taught.take(v, r.scale);
     });
   if (one) r.lse = plain.lse(W(1));
@@ -172,41 +179,59 @@ template <class T, int N> static __global__ void __launch_bounds__(ROW_THREADS) 
   if (a.s.smoothing != 0) mean = block_sum(mean) / (double)n;
   __syncthreads();
   double slope = 0;
-  const bool later = kind > HEAD_CROSS; /* the gradient needs the slope of the whole row */
-  if (whole)
+  const bool forward = kind <= HEAD_CROSS; /* its divergence is summed while the gradient is made */
+  if (whole && (!forward || !a.gradient))
     each_of_row<N>(n, [&](int64_t j, auto width) {
       constexpr int M = decltype(width)::value;
-      W v[M], p[M];
+      W v[M], p[M], share = 0;
       load<T, M>(v, x + j);
       load<T, M>(p, t + j);
 #pragma unroll
-      for (int k = 0; k < M; k++) divergence_of<T>(kind, r.scale * p[k] - r.teacher, r.scale * v[k] - r.student, kl, slope);
+      for (int k = 0; k < M; k++) {
+        const W lp = r.scale * p[k] - r.teacher, lq = r.scale * v[k] - r.student;
+        if (forward) share += forward_share(kind, exponential<T>(lp), lp, lq);
+        else other_share<T>(kind, lp, lq, kl, slope);
+      }
+      kl += (double)share;
+    });
+  if (whole && !forward) slope = block_sum(slope);
+  if (has_kl && a.s.K) kl = top_divergence(a, r, t, a.top + i * a.s.K, x);
+  __syncthreads(); /* the list of the teacher was read by all */
+  if (a.gradient)
+    each_of_row<N>(n, [&](int64_t j, auto width) {
+      constexpr int M = decltype(width)::value;
+      W v[M], p[M], g[M], share = 0;
+      load<T, M>(v, x + j);
+      if (whole) load<T, M>(p, t + j);
+#pragma unroll
+      for (int k = 0; k < M; k++) {
+        const W q = has_kl ? exponential<T>(v[k], r.scale, r.student) : W(0);
+        g[k] = -r.even;
+        if (has_ce) g[k] += r.ce * (one && has_kl && !two ? q : exponential<T>(v[k], W(1), r.lse));
+        if (j + k == target && has_ce) g[k] -= r.own;
+        if (whole) {
+          const W lp = r.scale * p[k] - r.teacher, lq = r.scale * v[k] - r.student;
+          if (forward) {
+            const W own = exponential<T>(lp);
+            share += forward_share(kind, own, lp, lq);
+            g[k] += r.kl * (q - own);
+          } else {
+            g[k] += r.kl * other_slope(kind, q, lp, lq, (W)slope);
+          }
+        } else if (has_kl) {
+          g[k] += r.kl * q;
+        }
+      }
+      if (forward) kl += (double)share;
+      store<T, M>(x + j, g);
     });
   if (whole) kl = block_sum(kl);
-  if (whole && later) slope = block_sum(slope);
-  if (has_kl && a.s.K) kl = top_divergence(a, r, t, a.top + i * a.s.K, x);
   if (!threadIdx.x) {
     const double ce = has_ce ? (double)r.lse - (1 - a.s.smoothing) * (double)at_target - a.s.smoothing * mean : 0;
     a.losses[row] = (W)(ce / (double)a.count[0]);
     a.losses[a.s.B * a.s.L + row] = has_kl ? (W)(temperature * temperature * kl / (double)a.count[1]) : W(0);
   }
   if (!a.gradient) return;
-  __syncthreads(); /* the list of the teacher was read by all */
-  each_of_row<N>(n, [&](int64_t j, auto width) {
-    constexpr int M = decltype(width)::value;
-    W v[M], p[M], g[M];
-    load<T, M>(v, x + j);
-    if (whole) load<T, M>(p, t + j);
-#pragma unroll
-    for (int k = 0; k < M; k++) {
-      g[k] = -r.even;
-      if (has_ce) g[k] += r.ce * exponential<T>(v[k] - r.lse);
-      if (j + k == target && has_ce) g[k] -= r.own;
-      if (whole) g[k] += r.kl * divergence_slope<T>(kind, r.scale * p[k] - r.teacher, r.scale * v[k] - r.student, (W)slope);
-      else if (has_kl) g[k] += r.kl * exponential<T>(r.scale * v[k] - r.student);
-    }
-    store<T, M>(x + j, g);
-  });
   for (int64_t j = n + threadIdx.x; j < a.s.V; j += blockDim.x) x[j] = narrow<T>(0);
   if (!has_kl || !a.s.K) return;
   __syncthreads();
@@ -224,7 +249,7 @@ static void head_rows(CabStream *s, const HeadShape *shape, int64_t first, int64
   if (rows <= 0) return;
   const Rows<T> a = {*shape, first, ids, segment, top, (const Wide<T> *)count, (const Wide<T> *)bias, (const Wide<T> *)teacher_bias,
                      (T *)logits, (T *)teacher, (Wide<T> *)losses, gradient};
-  const bool vector = packs<T, N>(logits, shape->V) && (!teacher || shape->K || packs<T, N>(teacher, shape->U));
+  const bool vector = packs<T, N>(logits, shape->V) && packs<Wide<T>, N>(bias, N) && packs<Wide<T>, N>(teacher_bias, N) && (!teacher || shape->K || packs<T, N>(teacher, shape->U));
   const int threads = shape->vocab > 4096 ? ROW_THREADS : 128;
   if (vector) head_row<T, N><<<(unsigned)rows, threads, 0, s->stream>>>(a);
   else head_row<T, 1><<<(unsigned)rows, threads, 0, s->stream>>>(a);

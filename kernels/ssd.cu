@@ -17,7 +17,7 @@ template <class C> struct Room {
 
 /* OUT: y and the last state; else the states before each tile, in E, to `kept`. */
 template <class C, bool OUT>
-static __global__ void __launch_bounds__(THREADS) forward(Inputs<typename C::E> in, typename C::E *y, typename C::W *state, typename C::E *kept) {
+static __global__ void __launch_bounds__(THREADS, C::FORWARD) forward(Inputs<typename C::E> in, typename C::E *y, typename C::W *state, typename C::E *kept) {
   typedef typename C::E E;
   typedef typename C::W W;
   typedef Room<C> R;
@@ -25,7 +25,7 @@ static __global__ void __launch_bounds__(THREADS) forward(Inputs<typename C::E> 
   typedef Tiling<W, C::T, C::PB> TP;
   typedef Tiling<W, C::PB, C::NB> PN;
   extern __shared__ __align__(128) unsigned char shared[];
-  __shared__ Decays<W, C::T> decays[2];
+  __shared__ Decays<E, C::T> decays[2];
   char *room = (char *)shared;
   const Place at(in.s, C::PB);
   const int N = (int)in.s.N, tiles = (int)((in.s.L + C::T - 1) / C::T), warp = threadIdx.x / 32;
@@ -35,6 +35,9 @@ static __global__ void __launch_bounds__(THREADS) forward(Inputs<typename C::E> 
   const typename R::States states = {room + R::S};
   const W D = OUT && in.D ? in.D[at.h] : W(0);
   const bool even = in.s.P % 2 == 0;
+  const int ldy = (int)(in.s.H * in.s.P);
+  if (OUT) y += at.row * ldy + at.h * in.s.P + at.first;
+  else kept += (int64_t)blockIdx.x * tiles * C::PB * C::NB;
   auto stage = [&](int tile) {
     char *to = room + tile % C::STAGES * R::STAGE;
     const int64_t t = (int64_t)tile * C::T;
@@ -53,7 +56,7 @@ static __global__ void __launch_bounds__(THREADS) forward(Inputs<typename C::E> 
     make_decays(ahead, in.s.log, decays[0]);
   }
   for (int tile = 0; tile < tiles; tile++) {
-    const Decays<W, C::T> &d = decays[tile % 2];
+    const Decays<E, C::T> &d = decays[tile % 2];
     const bool more = tile + 1 < tiles;
     if (C::STAGES > 1) {
       if (more) stage(tile + 1);
@@ -68,10 +71,12 @@ static __global__ void __launch_bounds__(THREADS) forward(Inputs<typename C::E> 
     if (OUT) {
       typename TT::Sum w;
       TT::clear(w);
-      multiply<TT, C::NB>(w, rows(mc), rows(mb));
+      multiply<TT, C::NB, true>(w, rows(mc), rows(mb));
+      const Mask<TT, Decays<E, C::T>> mask(d);
       TT::each([&](int m, int half, int n) {
-        const int i = TT::row(m, half), j = TT::column(n);
-        scores.put(i, j, w[m][n][2 * half] * d.between(i, j) * d.step[j], w[m][n][2 * half + 1] * d.between(i, j + 1) * d.step[j + 1]);
+        const int j = TT::column(n);
+        scores.put(TT::row(m, half), j, w[m][n][2 * half] * mask.at(m, half, n, 0) * d.step[j],
+                   w[m][n][2 * half + 1] * mask.at(m, half, n, 1) * d.step[j + 1]);
       });
       put_all<PN>(S, states);
       __syncthreads();
@@ -80,25 +85,25 @@ static __global__ void __launch_bounds__(THREADS) forward(Inputs<typename C::E> 
       TP::clear(past);
       multiply<TP, C::T>(o, rows(scores), turned(mx));
       multiply<TP, C::NB>(past, rows(mc), rows(states));
+      E *to = y + (int64_t)tile * C::T * ldy;
+      const int live = in.s.L - (int64_t)tile * C::T < C::T ? (int)in.s.L - tile * C::T : C::T;
       TP::each([&](int m, int half, int n) {
         const int i = TP::row(m, half), p = TP::column(n);
-        const int64_t t = (int64_t)tile * C::T + i;
-        if (t >= in.s.L) return;
-        E *to = y + ((at.row + t) * in.s.H + at.h) * in.s.P + at.first;
+        if (i >= live) return;
         W v[2];
+        mx.get_pair(i, p, v);
 #pragma unroll
-        for (int k = 0; k < 2; k++)
-          v[k] = o[m][n][2 * half + k] + d.enter[i] * past[m][n][2 * half + k] + D * wide_of(mx.get(i, p + k));
-        write_pair(to, p, at.live, even, v[0], v[1]);
+        for (int k = 0; k < 2; k++) v[k] = o[m][n][2 * half + k] + d.enter[i] * past[m][n][2 * half + k] + D * v[k];
+        write_pair(to + i * ldy, p, at.live, even, v[0], v[1]);
       });
     } else {
-      E *to = kept + ((int64_t)blockIdx.x * tiles + tile) * C::PB * C::NB;
+      E *to = kept + (int64_t)tile * C::PB * C::NB;
       PN::each([&](int m, int half, int n) {
         write_pair(to + PN::row(m, half) * C::NB, PN::column(n), C::NB, true, S[m][n][2 * half], S[m][n][2 * half + 1]);
       });
     }
     PN::each([&](int m, int half, int n) { S[m][n][2 * half] *= d.keep, S[m][n][2 * half + 1] *= d.keep; });
-    multiply<PN, C::T>(S, turned(mx, d.carry), turned(mb));
+    multiply<PN, C::T>(S, turned(mx, d.carries), turned(mb));
     if (warp == 0 && more) make_decays(ahead, in.s.log, decays[(tile + 1) % 2]);
     __syncthreads();
     if (C::STAGES == 1 && more) {

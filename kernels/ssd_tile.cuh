@@ -16,11 +16,12 @@ namespace ssd {
 
 enum { WARPS = 8, THREADS = 32 * WARPS };
 
-/* How a call of element type E is cut: a tile's tokens, channels and states of a block, tiles in flight. */
-template <class E_, int T_, int PB_, int NB_, int STAGES_> struct Cut {
+/* How a call of element type E is cut: a tile's tokens, channels and states of a block, tiles in flight, blocks wanted on a
+ * multiprocessor forward and backward. */
+template <class E_, int T_, int PB_, int NB_, int STAGES_, int FORWARD_, int BACKWARD_> struct Cut {
   typedef E_ E;
   typedef Wide<E_> W;
-  enum { T = T_, PB = PB_, NB = NB_, STAGES = STAGES_ };
+  enum { T = T_, PB = PB_, NB = NB_, STAGES = STAGES_, FORWARD = FORWARD_, BACKWARD = BACKWARD_ };
 };
 
 /* A call: its shape, its inputs, and whether their rows can be read 16 bytes at a time. */
@@ -32,14 +33,15 @@ template <class E> struct Inputs {
   bool aligned;
 };
 
-/* The channels of a head that a block has: sequence b, head h, part of its channels, group; `first` channel, `live` of PB. */
+/* The channels of a head that a block has: sequence b, head h, the member-th of its group, part of its channels; `first` channel, `live`
+ * of PB. */
 struct Place {
-  int64_t b, h, part, parts, group, row; /* row: of the sequence's first token */
+  int64_t b, h, part, parts, group, member, row; /* row: of the sequence's first token */
   int first, live;
   __device__ __forceinline__ Place(const SsdShape &s, int PB) {
     parts = (s.P + PB - 1) / PB;
     part = blockIdx.x % parts, h = blockIdx.x / parts % s.H, b = blockIdx.x / parts / s.H;
-    group = h / (s.H / s.G), row = b * s.L;
+    group = h / (s.H / s.G), member = h % (s.H / s.G), row = b * s.L;
     first = (int)part * PB;
     live = (int)s.P - first < PB ? (int)s.P - first : PB;
   }
@@ -55,6 +57,10 @@ template <class E, int COLUMNS> struct Matrix {
   __device__ __forceinline__ uint32_t base() const { return shared_address(room); }
   __device__ __forceinline__ E get(int row, int c) const { return *(const E *)(room + bridge_tile::element_at<At>(row, c)); }
   /* Columns c, c + 1 with c even. */
+  __device__ __forceinline__ void get_pair(int row, int c, Wide<E> (&to)[2]) const {
+    const Pack<E, 2> p = *(const Pack<E, 2> *)(room + bridge_tile::element_at<At>(row, c));
+    to[0] = wide_of(p.v[0]), to[1] = wide_of(p.v[1]);
+  }
   __device__ __forceinline__ void put(int row, int c, Wide<E> a, Wide<E> b) const {
     Pack<E, 2> p = {narrow<E>(a), narrow<E>(b)};
     *(Pack<E, 2> *)(room + bridge_tile::element_at<At>(row, c)) = p;
@@ -82,18 +88,15 @@ template <class E, int COLUMNS> struct Matrix {
 template <class E, int COLUMNS, bool TURNED> struct Factor {
   typedef typename Matrix<E, COLUMNS>::At At;
   Matrix<E, COLUMNS> m;
-  const Wide<E> *scale;
+  const E *scale;
   __device__ __forceinline__ void as_a(uint32_t (&f)[4], int row, int k, int lane) const {
     if (TURNED) bridge_tile::columns_as_a<At>(f, m.base(), row, k, lane);
     else bridge_tile::rows_as_a<At>(f, m.base(), row, k, lane);
     if (!scale) return;
     if constexpr (sizeof(E) == 2) {
-      const Wide<E> *s = scale + 16 * k + 2 * (lane % 4);
+      const E *s = scale + 16 * k + 2 * (lane % 4);
 #pragma unroll
-      for (int i = 0; i < 4; i++) {
-        const float2 v = __bfloat1622float2(*(const __nv_bfloat162 *)&f[i]);
-        f[i] = pair(v.x * s[i / 2 * 8], v.y * s[i / 2 * 8 + 1]);
-      }
+      for (int i = 0; i < 4; i++) *(__nv_bfloat162 *)&f[i] = __hmul2(*(__nv_bfloat162 *)&f[i], *(const __nv_bfloat162 *)(s + i / 2 * 8));
     } else {
 #pragma unroll
       for (int i = 0; i < 4; i++) f[i] = __float_as_uint(__uint_as_float(f[i]) * (float)scale[8 * k + lane % 4 + i / 2 * 4]);
@@ -105,12 +108,12 @@ template <class E, int COLUMNS, bool TURNED> struct Factor {
   }
   __device__ __forceinline__ double element(int row, int k) const {
     const double v = (double)wide_of(TURNED ? m.get(k, row) : m.get(row, k));
-    return scale ? v * (double)scale[k] : v;
+    return scale ? v * (double)wide_of(scale[k]) : v;
   }
 };
 template <class E, int COLUMNS> __device__ __forceinline__ Factor<E, COLUMNS, false> rows(const Matrix<E, COLUMNS> &m) { return {m, nullptr}; }
 template <class E, int COLUMNS>
-__device__ __forceinline__ Factor<E, COLUMNS, true> turned(const Matrix<E, COLUMNS> &m, const Wide<E> *scale = nullptr) {
+__device__ __forceinline__ Factor<E, COLUMNS, true> turned(const Matrix<E, COLUMNS> &m, const E *scale = nullptr) {
   return {m, scale};
 }
 
@@ -126,6 +129,7 @@ template <class W_, int R, int C> struct Tiling {
   static __device__ __forceinline__ int wr() { return threadIdx.x / 32 / WC; }
   static __device__ __forceinline__ int wc() { return threadIdx.x / 32 % WC; }
   static __device__ __forceinline__ bool mine() { return wc() < ACTIVE; }
+  static __device__ __forceinline__ bool above() { return 16 * N * wc() >= 16 * M * (wr() + 1); } /* the diagonal, all of it */
   static __device__ __forceinline__ int row(int m, int half) { return 16 * (wr() * M + m) + lane() / 4 + 8 * half; }
   static __device__ __forceinline__ int column(int n) { return 16 * N * wc() + 8 * n + 2 * (lane() % 4); }
   static __device__ __forceinline__ void clear(Sum &c) {
@@ -148,10 +152,10 @@ template <class W_, int R, int C> struct Tiling {
   }
 };
 
-/* c += a b^T, DEPTH deep. Called by all warps. */
-template <class X, int DEPTH, class E, int CA, bool TA, int CB, bool TB>
+/* c += a b^T, DEPTH deep. Called by all warps; LOWER: what lies above the diagonal is not asked for. */
+template <class X, int DEPTH, bool LOWER = false, class E, int CA, bool TA, int CB, bool TB>
 __device__ __forceinline__ void multiply(typename X::Sum &c, const Factor<E, CA, TA> &a, const Factor<E, CB, TB> &b) {
-  if (!X::mine()) return;
+  if (!X::mine() || (LOWER && X::above())) return;
   const int lane = X::lane();
   if constexpr (sizeof(E) == 8) {
 #pragma unroll 1
@@ -191,17 +195,43 @@ __device__ __forceinline__ double softplus(float x) { return (double)(fmaxf(x, 0
 __device__ __forceinline__ double softplus(double x) { return fmax(x, 0.0) + log1p(exp(-fabs(x))); }
 
 /* Of a tile, in units of log 2. c_i is kept as the sum of two numbers: differences of neighbours are then exact enough. */
-template <class W, int T> struct Decays {
+template <class E, int T> struct Decays {
+  typedef Wide<E> W;
+  alignas(16) E enters[T];
+  E carries[T];                                              /* e_i, w_j dt_j to scale factors with */
   W high[T], low[T], enter[T], leave[T], step[T], carry[T]; /* c_i; e_i, w_j; dt_j (1 without, 0 past the end); w_j dt_j */
   W value[T];                                                /* a_i */
   int part[T];                                               /* segments begun since the tile's entry, by token */
   W keep;                                                    /* e_last */
-  __device__ __forceinline__ W between(int i, int j) const {
-    return j <= i && part[i] == part[j] ? power((high[i] - high[j]) + (low[i] - low[j])) : W(0);
+};
+
+/* M_ij for the places of a thread in X, a tiling of [T,T]: all that it takes is in registers. */
+template <class X, class D> struct Mask {
+  typedef typename X::W W;
+  W row_high[X::M][2], row_low[X::M][2], high[2 * X::N][2], low[2 * X::N][2];
+  int row_part[X::M][2], part[2 * X::N][2];
+  __device__ __forceinline__ Mask(const D &d) {
+#pragma unroll
+    for (int k = 0; k < 2; k++) {
+#pragma unroll
+      for (int m = 0; m < X::M; m++) {
+        const int i = X::row(m, k);
+        row_high[m][k] = d.high[i], row_low[m][k] = d.low[i], row_part[m][k] = d.part[i];
+      }
+#pragma unroll
+      for (int n = 0; n < 2 * X::N; n++) {
+        const int j = X::column(n) + k;
+        high[n][k] = d.high[j], low[n][k] = d.low[j], part[n][k] = d.part[j];
+      }
+    }
+  }
+  __device__ __forceinline__ W at(int m, int half, int n, int k) const {
+    const bool seen = X::column(n) + k <= X::row(m, half) && row_part[m][half] == part[n][k];
+    return seen ? power((row_high[m][half] - high[n][k]) + (row_low[m][half] - low[n][k])) : W(0);
   }
 };
 
-/* What a lane of the warp that makes a tile's decays reads of its tokens lane and lane + 32. */
+/* What a lane of the warp that makes a tile's decays reads of its EACH tokens, from EACH lane on. */
 template <class W, int T> struct Ahead {
   enum { EACH = (T + 31) / 32 };
   W a[EACH], step[EACH];
@@ -209,8 +239,9 @@ template <class W, int T> struct Ahead {
   template <class E> __device__ __forceinline__ void load(const Inputs<E> &in, const Place &at, int64_t first) {
 #pragma unroll
     for (int i = 0; i < EACH; i++) {
-      const int64_t t = first + i * 32 + threadIdx.x % 32;
-      const bool live = t < in.s.L && (T >= 32 || threadIdx.x % 32 < T);
+      const int token = EACH * (threadIdx.x % 32) + i;
+      const int64_t t = first + token;
+      const bool live = t < in.s.L && token < T;
       const int64_t cell = (at.row + t) * in.s.H + at.h;
       a[i] = live ? wide_of(in.a[cell]) : W(0);
       step[i] = !live ? W(0) : in.dt ? wide_of(in.dt[cell]) : W(1);
@@ -221,32 +252,37 @@ template <class W, int T> struct Ahead {
 };
 
 /* By one warp. */
-template <class W, int T> __device__ __forceinline__ void make_decays(const Ahead<W, T> &from, bool log, Decays<W, T> &to) {
+template <class E, int T> __device__ __forceinline__ void make_decays(const Ahead<Wide<E>, T> &from, bool log, Decays<E, T> &to) {
+  typedef Wide<E> W;
   enum { EACH = (T + 31) / 32 };
   const int lane = threadIdx.x % 32;
-  double sum[EACH], before = 0;
+  double sum[EACH], before = 0; /* of the lane's tokens up to i; of the lanes up to this one */
   int part[EACH], begun = 0;
 #pragma unroll
   for (int i = 0; i < EACH; i++) {
-    double l = (log ? (double)from.a[i] : -softplus(from.a[i])) * 1.4426950408889634;
-    int p = from.begins[i];
+    sum[i] = before += (log ? (double)from.a[i] : -softplus(from.a[i])) * 1.4426950408889634;
+    part[i] = begun += from.begins[i];
+  }
+  const double own = before;
+  const int owned = begun;
 #pragma unroll
-    for (int d = 1; d < 32; d *= 2) {
-      const double other = __shfl_up_sync(0xffffffffu, l, d);
-      const int others = __shfl_up_sync(0xffffffffu, p, d);
-      if (lane >= d) l += other, p += others;
-    }
-    sum[i] = before + l, part[i] = begun + p;
-    before += __shfl_sync(0xffffffffu, l, 31), begun += __shfl_sync(0xffffffffu, p, 31);
+  for (int d = 1; d < 32; d *= 2) {
+    const double other = __shfl_up_sync(0xffffffffu, before, d);
+    const int others = __shfl_up_sync(0xffffffffu, begun, d);
+    if (lane >= d) before += other, begun += others;
   }
 #pragma unroll
+  for (int i = 0; i < EACH; i++) sum[i] += before - own, part[i] += begun - owned;
+  before = __shfl_sync(0xffffffffu, before, 31), begun = __shfl_sync(0xffffffffu, begun, 31); /* of the tile */
+#pragma unroll
   for (int i = 0; i < EACH; i++) {
-    const int t = 32 * i + lane;
+    const int t = EACH * lane + i;
     if (t >= T) continue;
     const W high = (W)sum[i], leave = part[i] == begun ? power((W)(before - sum[i])) : W(0);
     to.high[t] = high, to.low[t] = (W)(sum[i] - (double)high), to.part[t] = part[i];
     to.enter[t] = part[i] ? W(0) : power(high);
     to.leave[t] = leave, to.step[t] = from.step[i], to.carry[t] = leave * from.step[i], to.value[t] = from.a[i];
+    to.enters[t] = narrow<E>(to.enter[t]), to.carries[t] = narrow<E>(to.carry[t]);
   }
   if (lane == 0) to.keep = begun ? W(0) : power((W)before);
 }
@@ -264,12 +300,18 @@ template <class E> __device__ __forceinline__ void write_pair(E *to, int c, int 
   }
 }
 
-/* to[i] = sum over k of from[k n + i], in order. */
-template <class E> static __global__ void __launch_bounds__(256) add_parts(int64_t n, int64_t parts, const Wide<E> *from, E *to) {
-  for (int64_t i = blockIdx.x * (int64_t)256 + threadIdx.x; i < n; i += gridDim.x * (int64_t)256) {
-    Wide<E> sum = 0;
-    for (int64_t k = 0; k < parts; k++) sum += from[k * n + i];
-    to[i] = narrow<E>(sum);
+/* to[i] = sum over k of from[k n + i], in order; V at a time. */
+template <class E, int V> static __global__ void __launch_bounds__(256) add_parts(int64_t n, int64_t parts, const E *from, E *to) {
+  for (int64_t i = (blockIdx.x * (int64_t)256 + threadIdx.x) * V; i < n; i += gridDim.x * (int64_t)256 * V) {
+    Wide<E> sum[V] = {};
+#pragma unroll 4
+    for (int64_t k = 0; k < parts; k++) {
+      Wide<E> v[V];
+      load<E, V>(v, from + k * n + i);
+#pragma unroll
+      for (int e = 0; e < V; e++) sum[e] += v[e];
+    }
+    store<E, V>(to + i, sum);
   }
 }
 
@@ -315,14 +357,14 @@ template <class C> static size_t kept_bytes(const SsdShape *s) {
 
 /* f(Cut) for the sizes of a call. */
 template <class F> static void with_cut(float, int64_t N, F f) {
-  if (N <= 64) f(Cut<float, 64, 64, 64, 1>());
-  else f(Cut<float, 32, 32, 256, 1>());
+  if (N <= 64) f(Cut<float, 64, 64, 64, 1, 2, 1>());
+  else f(Cut<float, 32, 32, 256, 1, 1, 1>());
 }
-template <class F> static void with_cut(double, int64_t, F f) { f(Cut<double, 16, 16, 256, 1>()); }
+template <class F> static void with_cut(double, int64_t, F f) { f(Cut<double, 16, 16, 256, 1, 1, 1>()); }
 template <class F> static void with_cut(bf16, int64_t N, F f) {
-  if (N <= 64) f(Cut<bf16, 64, 64, 64, 2>());
-  else if (N <= 128) f(Cut<bf16, 64, 64, 128, 2>());
-  else f(Cut<bf16, 64, 64, 256, 1>());
+  if (N <= 64) f(Cut<bf16, 64, 64, 64, 2, 2, 2>());
+  else if (N <= 128) f(Cut<bf16, 64, 64, 128, 2, 1, 1>());
+  else f(Cut<bf16, 64, 64, 256, 1, 1, 1>());
 }
 
 /* A kernel may use `bytes` of shared memory; false, and the call has failed, if the device has less. */

@@ -267,3 +267,31 @@ describe("faults on cuda", function()
     works()
   end)
 end)
+
+describe("products on cuda", function()
+  it("write every element of what memory held before", function()
+    local random = function(dtype, ...) return core.normal({ ... }, 0, 1, 3, "products", "f64"):to(dtype):to "cuda" end
+    for _, s in ipairs { { 15, 24, 72 }, { 17, 40, 48 }, { 64, 64, 128 }, { 591, 192, 768 }, { 1024, 768, 3072 } } do
+      for _, dtype in ipairs { "f32", "bf16" } do
+        for _, bias in ipairs { false, true } do
+          local x, w, b = random(dtype, s[1], s[2]), random("f32", s[3], s[2]), bias and random("f32", s[3]) or nil
+          local y = op.linear(x, w, b)
+          local want, n = y:to("cpu"):to("f64"), y:count()
+          y:close()
+          do -- all that is free of this size, and what the next tensor would hold
+            local scope <close> = core.scope()
+            for _ = 1, 4 do core.full({ n }, 0 / 0, dtype, "cuda") end
+          end
+          assert.equal(n, core.empty({ n }, dtype, "cuda"):range().bad)
+          collectgarbage()
+          local memory = core.memory "cuda"
+          local held = memory.live + memory.cached
+          y = op.linear(x, w, b)
+          memory = core.memory "cuda"
+          assert.equal(held, memory.live + memory.cached, "the product was written to new memory")
+          assert.equal(0, parity.worst(y:to("cpu"):to "f64", want), ("%s %d x %d to %d"):format(dtype, s[1], s[2], s[3]))
+        end
+      end
+    end
+  end)
+end)

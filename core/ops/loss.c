@@ -119,6 +119,11 @@ static CabStatus head_teacher(const CabCall *c) {
   return cab_call_constant(c, HEAD_TOP_LOGITS);
 }
 
+/* A block of rows where the recipe does not say: on a GPU each adds once to gw, which is long. There, vocabularies are filled up to a
+ * multiple of HEAD_PAD: products with an odd side take ten times as long. */
+enum { HEAD_BLOCK = 256, HEAD_BLOCK_GPU = 1024, HEAD_PAD = 64 };
+static int64_t head_padded(const CabCall *c, int64_t n) { return c->device == cab_cpu() ? n : (n + HEAD_PAD - 1) / HEAD_PAD * HEAD_PAD; }
+
 /* Sets N, the entries in use; R rows and S entries of gradients, 0 if none is wanted. */
 static CabStatus head_check(CabCall *c) {
   CAB_TRY(head_numbers(c));
@@ -134,7 +139,7 @@ static CabStatus head_check(CabCall *c) {
   if (c->in[HEAD_TOP]) CAB_TRY(cab_call_check_ids(c, HEAD_TOP, 0, N));
   cab_call_set_dim(c, 'N', N);
   cab_call_set_dim(c, 'R', c->wants_grad ? cab_dim(c, 'B') * cab_dim(c, 'L') : 0);
-  cab_call_set_dim(c, 'S', c->wants_grad ? V : 0);
+  cab_call_set_dim(c, 'S', c->wants_grad ? head_padded(c, V) : 0);
   return CAB_OK;
 }
 
@@ -146,21 +151,20 @@ typedef struct { /* a call of head_loss: its shape and what it holds of one bloc
   CabTensor *logits, *teacher, *losses, *count, *sums;
 } Head;
 
-/* A block of rows where the recipe does not say: on a GPU each adds once to gw, which is long. */
-enum { HEAD_BLOCK = 256, HEAD_BLOCK_GPU = 1024, HEAD_PAD = 64 /* row strides of logits, for products at full speed */ };
-static int64_t head_padded(int64_t n) { return (n + HEAD_PAD - 1) / HEAD_PAD * HEAD_PAD; }
-
 static const char *head_row_of(const CabCall *c, int input, int64_t row, int64_t ld) {
   return (const char *)cab_tensor_data(c->in[input]) + (size_t)(row * ld) * cab_dtype_size(c->dtype);
 }
 
-/* w in the call's dtype: itself, or a copy that lives as long as the call. NULL: error slot. */
-static CabTensor *head_weights(CabCall *c, CabTensor *w) {
-  if (w->dtype == c->dtype) return w;
-  const int64_t count = cab_tensor_count(w);
-  CabTensor *copy = cab_scratch(c, c->dtype, count), *flat = copy ? cab_reshape(w, 1, &count) : NULL;
-  const bool fine = flat && !cab_tensor_copy(copy, flat);
+/* w in the call's dtype, with rows of zeros up to `rows`: itself, or a copy that lives as long as the call. NULL: error slot. */
+static CabTensor *head_weights(CabCall *c, CabTensor *w, int64_t rows) {
+  const int64_t count = cab_tensor_count(w), all = rows * w->shape[1];
+  if (w->dtype == c->dtype && all == count) return w;
+  CabTensor *copy = cab_scratch(c, c->dtype, all), *flat = copy ? cab_reshape(w, 1, &count) : NULL;
+  CabTensor *first = flat ? cab_slice(copy, 0, 0, count) : NULL, *rest = first ? cab_slice(copy, 0, count, all) : NULL;
+  const bool fine = rest && !cab_tensor_copy(first, flat) && !cab_tensor_fill(rest, 0);
   cab_tensor_release(flat);
+  cab_tensor_release(first);
+  cab_tensor_release(rest);
   return fine ? copy : NULL;
 }
 
@@ -169,18 +173,18 @@ static CabStatus head_open(CabCall *c, int64_t block, Head *h) {
   const double *o = c->option;
   const CabDtype wide = cab_wide(c->dtype);
   h->whole = in[HEAD_TX] && o[HEAD_KL] != 0, h->part = in[HEAD_TOP] && o[HEAD_KL] != 0;
-  h->s = (HeadShape){.B = cab_dim(c, 'B'), .L = cab_dim(c, 'L'), .vocab = cab_dim(c, 'N'), .V = head_padded(cab_dim(c, 'V')),
-                     .U = h->whole ? head_padded(cab_dim(c, 'U')) : 0, .K = h->part ? cab_dim(c, 'K') : 0, .ce = o[HEAD_CE],
+  h->s = (HeadShape){.B = cab_dim(c, 'B'), .L = cab_dim(c, 'L'), .vocab = cab_dim(c, 'N'), .V = head_padded(c, cab_dim(c, 'V')),
+                     .U = h->whole ? head_padded(c, cab_dim(c, 'U')) : 0, .K = h->part ? cab_dim(c, 'K') : 0, .ce = o[HEAD_CE],
                      .kl = o[HEAD_KL], .smoothing = o[HEAD_SMOOTHING], .temperature = o[HEAD_TEMPERATURE],
                      .divergence = (HeadDivergence)o[HEAD_DIVERGENCE]};
   if (h->part && h->s.K == 0) return cab_call_fail(c, "'top' is empty");
-  h->w = head_weights(c, in[HEAD_W]);
-  h->tw = h->w && h->whole ? head_weights(c, in[HEAD_TW]) : NULL;
+  h->w = head_weights(c, in[HEAD_W], h->s.V);
+  h->tw = h->w && h->whole ? head_weights(c, in[HEAD_TW], h->s.U) : NULL;
   h->logits = cab_scratch(c, c->dtype, block * h->s.V);
   h->teacher = cab_scratch(c, c->dtype, block * (h->part ? h->s.K : h->s.U));
   h->losses = cab_scratch(c, wide, 2 * h->s.B * h->s.L);
   h->count = cab_scratch(c, wide, 2);
-  h->sums = cab_scratch(c, wide, cab_dim(c, 'V'));
+  h->sums = cab_scratch(c, wide, h->s.V);
   h->wide = *c, h->wide.dtype = wide;
   return h->w && (h->tw || !h->whole) && h->logits && h->teacher && h->losses && h->count && h->sums ? CAB_OK : cab_error()->code;
 }
@@ -189,25 +193,25 @@ static CabStatus head_open(CabCall *c, int64_t block, Head *h) {
 static CabStatus head_logits(CabCall *c, const Head *h, int64_t first, int64_t rows) {
   CabTensor **in = c->in;
   const int64_t D = cab_dim(c, 'D'), ldx = cab_ld(in[HEAD_X]), K = h->s.K;
-  RUN(c, gemm, false, true, rows, cab_dim(c, 'V'), D, 1, head_row_of(c, HEAD_X, first, ldx), ldx, CAB_DATA(h->w), D, 0,
+  RUN(c, gemm, false, true, rows, h->s.V, D, 1, head_row_of(c, HEAD_X, first, ldx), ldx, CAB_DATA(h->w), D, 0,
       CAB_DATA(h->logits), h->s.V);
   if (h->part) RUN(c, affine, rows * K, 1.0, 0.0, head_row_of(c, HEAD_TOP_LOGITS, first, K), CAB_DATA(h->teacher));
   if (!h->whole) return CAB_OK;
   const int64_t E = cab_dim(c, 'E'), ldt = cab_ld(in[HEAD_TX]);
-  RUN(c, gemm, false, true, rows, cab_dim(c, 'U'), E, 1, head_row_of(c, HEAD_TX, first, ldt), ldt, CAB_DATA(h->tw), E, 0,
+  RUN(c, gemm, false, true, rows, h->s.U, E, 1, head_row_of(c, HEAD_TX, first, ldt), ldt, CAB_DATA(h->tw), E, 0,
       CAB_DATA(h->teacher), h->s.U);
   return CAB_OK;
 }
 
 /* gx of the block, and its part of gw and gb: g^T x, column sums of g. */
 static CabStatus head_block_gradient(CabCall *c, const Head *h, int64_t first, int64_t rows) {
-  const int64_t D = cab_dim(c, 'D'), V = cab_dim(c, 'V'), ld = h->s.V, ldx = cab_ld(c->in[HEAD_X]);
+  const int64_t D = cab_dim(c, 'D'), V = h->s.V, ldx = cab_ld(c->in[HEAD_X]);
   const void *g = CAB_DATA(h->logits);
   char *gx = (char *)cab_tensor_data(c->out[2]) + (size_t)(first * D) * cab_dtype_size(c->dtype);
-  RUN(c, gemm, false, false, rows, D, V, 1, g, ld, CAB_DATA(h->w), D, 0, gx, D);
-  RUN(c, gemm_wide, true, false, V, D, rows, 1, g, ld, head_row_of(c, HEAD_X, first, ldx), ldx, first > 0, CAB_DATA(c->out[3]), D);
+  RUN(c, gemm, false, false, rows, D, V, 1, g, V, CAB_DATA(h->w), D, 0, gx, D);
+  RUN(c, gemm_wide, true, false, V, D, rows, 1, g, V, head_row_of(c, HEAD_X, first, ldx), ldx, first > 0, CAB_DATA(c->out[3]), D);
   if (!c->in[HEAD_B]) return CAB_OK;
-  RUN(c, column_sum, rows, V, g, ld, first > 0 ? CAB_DATA(h->sums) : CAB_DATA(c->out[4]));
+  RUN(c, column_sum, rows, V, g, V, first > 0 ? CAB_DATA(h->sums) : CAB_DATA(c->out[4]));
   if (first > 0) RUN(&h->wide, axpy, V, 1.0, CAB_DATA(h->sums), CAB_DATA(c->out[4]));
   return CAB_OK;
 }
@@ -255,7 +259,7 @@ static CabStatus head_scale(CabCall *c, int input, CabTensor *kept) {
   CabCall call = *c;
   if (!c->gin[input]) return CAB_OK;
   call.dtype = kept->dtype;
-  RUN(&call, head_scaled, cab_tensor_count(kept), CAB_DATA(kept), CAB_DATA(c->gout[0]), CAB_DATA(c->gin[input]));
+  RUN(&call, head_scaled, cab_tensor_count(c->gin[input]), CAB_DATA(kept), CAB_DATA(c->gout[0]), CAB_DATA(c->gin[input]));
   return CAB_OK;
 }
 

@@ -33,6 +33,7 @@ if ! ldconfig -p | grep -q 'libcublasLt\.so'; then
 fi
 nvcc=$(command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null)
 sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null)
+export sanitizer cab out
 
 # check NAME SECONDS COMMAND...: runs it, shows its last lines, notes how it ended.
 check() {
@@ -71,6 +72,19 @@ faults() {
   else summary+=("memory-faults  skipped: no build-faults/cab"); fi
 }
 
+# The work of tests/gpu/sanitize.lua under a tool, spread over SANITIZE_PARTS processes.
+sanitize_spread() {
+  local tool=$1 parts=${SANITIZE_PARTS:-4} pids=() rc=0 k pid
+  for k in $(seq "$parts"); do
+    CAB_INITCHECK=1 "$sanitizer" --tool "$tool" --error-exitcode 9 --print-limit 20 "$cab" run tests/gpu/sanitize.lua cuda "$k/$parts" >"$out/$tool.$k.log" 2>&1 &
+    pids+=($!)
+  done
+  for pid in "${pids[@]}"; do wait "$pid" || rc=$?; done
+  tail -n 25 "$out/$tool".*.log
+  grep -h SUMMARY "$out/$tool".*.log | sort | uniq -c
+  return $rc
+}
+
 sanitize() {
   if [ -z "$sanitizer" ]; then
     summary+=("sanitize       FAILED: no compute-sanitizer")
@@ -78,8 +92,9 @@ sanitize() {
     return
   fi
   local tool
+  export -f sanitize_spread
   for tool in ${SANITIZERS:-memcheck initcheck racecheck synccheck}; do
-    check "$tool" "${SANITIZE_SECONDS:-150}" "$sanitizer" --tool "$tool" --error-exitcode 9 --print-limit 20 "$cab" run tests/gpu/sanitize.lua
+    check "$tool" "${SANITIZE_SECONDS:-300}" bash -c "sanitize_spread $tool"
   done
 }
 

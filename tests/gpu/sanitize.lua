@@ -1,14 +1,22 @@
--- sanitize.lua [DEVICE=cuda]: the whole op table at tiny, odd sizes in f32, f64 and bf16, and three training steps of a tiny
+-- sanitize.lua [DEVICE=cuda] [K/N]: the whole op table at tiny, odd sizes in f32, f64 and bf16, and three training steps of a tiny
 -- Vision Mamba with the bridge, of a tiny ViT and of a tiny Phi-Mamba, eager and as a graph. To be run under compute-sanitizer; compares nothing.
 package.path = "./tests/?.lua;" .. package.path
 local core = require "cab.core"
 local parity, fixture, shapes, synthetic = require "parity", require "fixture", require "gpu.shapes", require "synthetic"
 local device = arg[1] or "cuda"
-local calls = 0
+local part, parts = (arg[2] or "1/1"):match "^(%d+)/(%d+)$"
+part, parts = tonumber(part), tonumber(parts)
+local calls, number = 0, 0
+
+-- Every N-th piece of work is this process's.
+local function mine()
+  number = number + 1
+  return number % parts == part % parts
+end
 
 for _, set in ipairs { fixture.calls, shapes.tiny(), shapes.empty() } do
   for _, c in ipairs(set) do
-    for _, dtype in ipairs(parity.dtypes(c, device, { "f32", "f64", "bf16" })) do
+    for _, dtype in ipairs(mine() and parity.dtypes(c, device, { "f32", "f64", "bf16" }) or {}) do
       local scope <close> = core.scope()
       parity.evaluate(c, c.make(), dtype, device)
       calls = calls + 1
@@ -32,7 +40,7 @@ updates "f64"
 local steps = 0
 for _, precision in ipairs(device == "cpu" and { "f32" } or { "f32", "bf16" }) do
   for _, kind in ipairs { "vim", "vit", "phi_mamba" } do
-    for _, capture in ipairs { false, true } do
+    for _, capture in ipairs(mine() and { false, true } or {}) do
       local t = synthetic.tiny(kind, { device = device, precision = precision, capture = capture })
       for n = 1, 3 do
         t:step(n, true)
