@@ -106,13 +106,11 @@ install: all module
 	$B/cab completion zsh > $(DESTDIR)$(PREFIX)/share/zsh/vendor-completions/_cab
 	$B/cab completion fish > $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/cab.fish
 
-# Into a tree of LuaRocks: the Lua files lie in ROCK_LIBDIR/cab/lua, the library in ROCK_LIBDIR/cab/bin.
+# Into a tree of LuaRocks: the library without the embedded images and texts.
 install-rock: module
-	install -d $(ROCK_LUADIR) $(ROCK_LIBDIR)/cab/bin
-	install build-module/libcab.so $(ROCK_LIBDIR)/cab/bin/libcab.so
-	ln -sfn bin/libcab.so $(ROCK_LIBDIR)/cab/core.so
-	cp -r lua data recipes $(ROCK_LIBDIR)/cab/
-	ln -sfn $(ROCK_LIBDIR)/cab/lua/cab $(ROCK_LUADIR)/cab
+	install -d $(ROCK_LUADIR) $(ROCK_LIBDIR)/cab
+	install build-module/libcab.so $(ROCK_LIBDIR)/cab/core.so
+	cp -r lua/cab $(ROCK_LUADIR)/
 
 # What a release is: the committed files, the same bytes each time.
 dist:

@@ -17,14 +17,15 @@ static bool library_at(const char *dir, const char *below) {
   return stat(cli, &info) == 0 && S_ISDIR(info.st_mode);
 }
 
-/* build/cab -> lua/, PREFIX/bin/cab and PREFIX/lib/libcab.so -> PREFIX/share/cab/lua */
+/* build/cab -> lua/, PREFIX/bin/cab and PREFIX/lib/libcab.so -> PREFIX/share/cab/lua; of LuaRocks TREE/lib/lua/5.4/cab/core.so ->
+ * TREE/share/lua/5.4 */
 bool bind_find_library(void) {
   static char self[4096];
   if (bind_library[0]) return true;
   if (!cab_self(self)) return false;
   if (strstr(strrchr(self, '/'), ".so")) dlopen(self, RTLD_NOW | RTLD_NOLOAD | RTLD_GLOBAL); /* libcab_cuda.so needs its symbols */
   *strrchr(self, '/') = 0;
-  return library_at(self, "../lua") || library_at(self, "../share/cab/lua");
+  return library_at(self, "../lua") || library_at(self, "../share/cab/lua") || library_at(self, "../../../../share/lua/5.4");
 }
 
 void bind_set_paths(lua_State *L) {

@@ -95,7 +95,7 @@ function Progress:tick(step, count, text, loss)
   local left = done > 0 and spent / done * (self.total - step) or math.huge
   local memory = core.memory(self.device)
   local facts = ("%s %d/%d  %s left  %.0f %s/s  %s  %s"):format(self.name, step, self.total, M.clock(left),
-    self.seen / math.max(spent, 1e-9), self.unit, text, term.bytes(memory.live + memory.cached))
+    self.seen / math.max(spent, 1e-9), self.unit, term.bytes(memory.live + memory.cached), text)
   if self.terminal then
     draw(self, step, facts)
   else

@@ -176,7 +176,7 @@ local function insights(runs, o, say)
   end
   say "attention maps"
   local png = os.tmpname() .. ".png"
-  local ok, drawn, why = pcall(insight.attention, runs, png, {})
+  local ok, drawn, why = pcall(insight.attention, runs, png, { images = 2 })
   if not ok and check.code(drawn) ~= 2 then error(drawn, 0) end
   if ok and drawn then
     local f <close> = io.open(png, "rb")
