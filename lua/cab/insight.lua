@@ -287,7 +287,7 @@ end
 --- layers with the mean over heads, or one layer head by head; of text, whole matrices with tokens at the axes.
 ---@param runs NamedRun[]
 ---@param path string PNG
----@param o? table images (4), layer
+---@param o? table images (3), layer, cell (pixels of a map, 84)
 ---@return string? path
 ---@return string? why not
 function M.attention(runs, path, o)
@@ -312,7 +312,7 @@ function M.attention(runs, path, o)
     run.job = nil
   end
   if not lines then return nil, "it needs a run with a teacher" end
-  return require "cab.pictures".sheet(images, lines, path)
+  return require "cab.pictures".sheet(images, lines, path, { cell = o.cell })
 end
 
 return M

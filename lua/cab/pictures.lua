@@ -161,7 +161,7 @@ end
 ---@param o? table cell (pixels a side, 84)
 ---@return string path
 function M.sheet(images, lines, path, o)
-  local cell, gap, left, line_top = o and o.cell or 84, 6, 96, 18
+  local cell, gap, left, line_top = o and o.cell or 84, 6, 80, 18
   local most = 0
   for _, line in ipairs(lines) do most = math.max(most, #line.columns) end
   local range, list = images:range(), images:totable()

@@ -201,6 +201,25 @@ function M.grid(path, list, o)
   return finish(path, kind, { o.columns * o.cell[1], height * o.cell[2] }, script)
 end
 
+-- gnuplot's SVG without what nobody sees: its header, background, empty groups and marks that are not used; inks become the page's.
+local function slim(text)
+  text = text:gsub("^.-<svg", "<svg", 1):gsub("<desc>.-</desc>", ""):gsub("<title>.-</title>", ""):gsub("%s+$", "")
+  text = text:gsub('<rect[^>]-fill="#ffffff"[^>]*/>', "", 1):gsub("black", "currentColor"):gsub("#666666", "currentColor")
+    :gsub("rgb%(102, ?102, ?102%)", "currentColor"):gsub("stroke='rgb%(204, 204, 204%)'", "stroke='currentColor' stroke-opacity='.25'")
+  text = text:gsub("<defs>(.-)</defs>", function(defs)
+    local used, kept = {}, {}
+    for id in text:gmatch "href='#([%w]+)'" do used[id] = true end
+    for line in defs:gmatch "[^\n]+" do
+      local id = line:match "id='([%w]+)'"
+      if not id or used[id] then kept[#kept + 1] = line end
+    end
+    return "<defs>" .. table.concat(kept, "\n") .. "</defs>"
+  end)
+  local count
+  repeat text, count = text:gsub("<g [^>]*>%s*</g>", "") until count == 0
+  return (text:gsub("\n%s*", "\n"):gsub("\n+", "\n"))
+end
+
 --- The same as SVG text for a page: no size of its own, text and axes in the page's colour.
 ---@param c Chart
 ---@return string? svg
@@ -213,9 +232,7 @@ function M.svg(c)
   local text = f:read "a"
   os.remove(path)
   os.remove((path:gsub("%.svg$", "")))
-  text = text:gsub("^.-<svg", "<svg", 1):gsub("<desc>.-</desc>", ""):gsub("<title>.-</title>", ""):gsub("%s+$", "")
-  text = text:gsub('<rect[^>]-fill="#ffffff"[^>]*/>', "", 1):gsub("black", "currentColor"):gsub("#666666", "currentColor")
-  return text
+  return slim(text)
 end
 
 --- Writes words onto a PNG, pixel for pixel as it was otherwise. Without gnuplot the picture stays as it is.

@@ -142,8 +142,9 @@ end
 local function curves(runs)
   local out, charts, plot = {}, require "cab.charts", require "cab.plot"
   for _, what in ipairs { "accuracy", "perplexity", "loss", "terms", "fit", "shares", "conflict", "gradient", "rate", "speed", "wait", "memory" } do
-    local c = charts.kinds[what](runs)
-    if c then
+    local c, most = charts.kinds[what](runs), 0
+    for _, line in ipairs(c and c.series or {}) do most = math.max(most, #line.points) end
+    if most > 1 then
       local title = c.title
       c.title, c.size = nil, { 560, 340 }
       local svg, why = plot.svg(c)
@@ -176,7 +177,7 @@ local function insights(runs, o, say)
   end
   say "attention maps"
   local png = os.tmpname() .. ".png"
-  local ok, drawn, why = pcall(insight.attention, runs, png, { images = 2 })
+  local ok, drawn, why = pcall(insight.attention, runs, png, { images = 2, cell = 64 })
   if not ok and check.code(drawn) ~= 2 then error(drawn, 0) end
   if ok and drawn then
     local f <close> = io.open(png, "rb")
@@ -205,7 +206,8 @@ local function differing(runs)
     for i, run in ipairs(runs) do
       local value = run.saved.recipe
       for part in key:gmatch "[^.]+" do value = type(value) == "table" and (value[part] ~= nil and value[part] or value[math.tointeger(tonumber(part))]) or nil end
-      rows[k][i + 1] = value == nil and "" or type(value) == "table" and core.json_encode(require "cab.runs".plain(value)) or tostring(value)
+      local text = value == nil and "" or type(value) == "table" and core.json_encode(require "cab.runs".plain(value)) or tostring(value)
+      rows[k][i + 1] = #text > 60 and text:sub(1, 57) .. "..." or text
     end
   end
   return header, rows
