@@ -16,12 +16,12 @@ template <class W> struct ForwardShared {
 };
 
 /* Reads this thread's tokens of a chunk, those below count; the others are 0. */
-template <class T>
+template <bool LOW, class T>
 __device__ __forceinline__ void fetch(const Scan<T> &p, const Cursor &tokens, const Cursor &gates, int row, int count,
                                       Raw<T> (&raw)[PASSES]) {
 #pragma unroll
   for (int i = 0; i < PASSES; i++) raw[i] = {T(0.f), T(0.f), T(0.f)};
-  tokens.each(row, count, [&](int i, int64_t o) { raw[i].u = p.u[o], raw[i].dt = p.dt[o]; });
+  tokens.each(row, count, [&](int i, int64_t o) { raw[i].u = p.u[o], raw[i].dt = LOW ? T(0.f) : p.dt[o]; });
   if (p.z) gates.each(row, count, [&](int i, int64_t o) { raw[i].z = p.z[o]; });
 }
 
@@ -52,8 +52,8 @@ template <class T> struct Forward {
   Wide<T> *h;
 };
 
-/* Grid: blocks x scans. ONE: there is one group of states. */
-template <class T, bool ONE>
+/* Grid: blocks x scans. ONE: there is one group of states. LOW: dt goes through a weight. */
+template <class T, bool ONE, bool LOW>
 static __global__ void __launch_bounds__(THREADS<Wide<T>>, 3) forward_kernel(const __grid_constant__ Each<Forward<T>> each) {
   typedef Wide<T> W;
   const Forward<T> &f = each.of[blockIdx.y];
@@ -62,24 +62,28 @@ static __global__ void __launch_bounds__(THREADS<Wide<T>>, 3) forward_kernel(con
   W *const parked = f.parked, *h = f.h;
   T *const y = f.y;
   __shared__ ForwardShared<W> sh;
+  extern __shared__ __align__(16) char behind[];
   const ScanShape &s = p.s;
   const Place at = place_of(p, blockIdx.x);
   const Part<W> me;
   const int64_t e0 = at.tile * CHANNELS<W>, column = e0 + me.column, e = e0 + me.channel;
   const bool inside = column < s.E;
   const W D = p.D && inside ? p.D[column] : W(0), bias = p.bias && inside ? p.bias[column] : W(0);
-  const W peak = peak_rate(p.A, column, s, me);
+  const Low<W> low(behind, s.R);
+  if (LOW) low.take(p.weight, e0, s.E), low.stage(p, at.b, at.first, tokens_of(p, at.first));
+  const W peak = peak_rate(p.A, column, s, me); /* synchronises */
   Cursor tokens(s, at.b, at.first, me.row, p.step_e, column), gates(s, at.b, at.first, me.row, p.step_z, column);
   Feed<T, 1> feed_b(p.b, s, p.step_b, at.b, at.first), feed_c(p.c, s, p.step_c, at.b, at.first);
   Raw<T> raw[PASSES];
   W state[4], rate[4];
-  fetch(p, tokens, gates, me.row, inside ? tokens_of(p, at.first) : 0, raw);
+  fetch<LOW>(p, tokens, gates, me.row, inside ? tokens_of(p, at.first) : 0, raw);
   if (h) h += ((at.b * p.chunks + at.first) * s.N + 4 * me.q) * s.E + e;
   for (int k = at.first; k < at.end; k++) {
     const int count = tokens_of(p, k), mine = inside ? count : 0;
     W d[PASSES], sum[PASSES], gate[PASSES], slope[PASSES];
 #pragma unroll
     for (int i = 0; i < PASSES; i++) d[i] = wide_of(raw[i].dt) + bias, gate[i] = 1;
+    if (LOW) low.project(me, k, d);
     find_steps(p, d, slope);
     bool moving = false;
 #pragma unroll
@@ -110,7 +114,10 @@ static __global__ void __launch_bounds__(THREADS<Wide<T>>, 3) forward_kernel(con
         load_states(entries + ((at.b * p.segments + at.segment) * s.N + n0) * s.E + e, s.E, states, 0, state);
       if (g) __syncthreads();
       else moving = __syncthreads_or(moving);
-      if (g == 0) fetch(p, tokens, gates, me.row, inside && k + 1 < at.end ? tokens_of(p, k + 1) : 0, raw);
+      if (g == 0) {
+        fetch<LOW>(p, tokens, gates, me.row, inside && k + 1 < at.end ? tokens_of(p, k + 1) : 0, raw);
+        if (LOW && k + 1 < at.end) low.stage(p, at.b, k + 1, tokens_of(p, k + 1));
+      }
       if (h) {
         W *to = h + g * GROUP * s.E;
         if (states >= 4) to[0] = state[0], to[s.E] = state[1], to[2 * s.E] = state[2], to[3 * s.E] = state[3];
@@ -194,17 +201,19 @@ static void forward(CabStream *stream, int count, const ScanShape *s, const Scan
   }
   if (stream->failed) return;
   const Scan<T> &p = each.of[0].scan;
-  auto kernel = p.groups == 1 ? forward_kernel<T, true> : forward_kernel<T, false>;
-  kernel<<<dim3((unsigned)blocks_of(p), count), THREADS<W>, 0, stream->stream>>>(each);
+  const bool one = p.groups == 1;
+  auto kernel = s->R ? one ? forward_kernel<T, true, true> : forward_kernel<T, false, true>
+                     : one ? forward_kernel<T, true, false> : forward_kernel<T, false, false>;
+  const int bytes = Low<W>::bytes(s->R);
+  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  kernel<<<dim3((unsigned)blocks_of(p), count), THREADS<W>, bytes, stream->stream>>>(each);
 }
 
 } // namespace scan
 
 template <class T>
-static void scan_forward(CabStream *stream, const ScanShape *s, const void *u, const void *dt, const void *A, const void *b,
-                         const void *c, const void *D, const void *z, const void *bias, void *y, void *h) {
-  const ScanInputs in = {u, dt, A, b, c, D, z, bias};
-  scan::forward<T>(stream, 1, s, &in, &y, &h);
+static void scan_forward(CabStream *stream, const ScanShape *s, const ScanInputs *in, void *y, void *h) {
+  scan::forward<T>(stream, 1, s, in, &y, &h);
 }
 
 template <class T>
@@ -223,7 +232,7 @@ static void scan_matrix(CabStream *stream, const ScanShape *s, const void *dt, c
   const Scratch sums(stream, exact ? 0 : (size_t)count * sizeof(W));
   if (stream->failed) return;
   W *to = exact ? (W *)m : (W *)sums.data;
-  const Scan<T> p = plan<T>(stream, s, {nullptr, dt, A, b, c, nullptr, nullptr, bias}, 1, 1);
+  const Scan<T> p = plan<T>(stream, s, {nullptr, dt, A, b, c, nullptr, nullptr, bias, nullptr}, 1, 1);
   cudaMemsetAsync(to, 0, (size_t)count * sizeof(W), stream->stream);
   matrix_kernel<T><<<blocks_for(s->B * s->L * 32, 128), 128, 0, stream->stream>>>(p, to);
   if (!exact) narrow_kernel<T><<<blocks_for(count, 256), 256, 0, stream->stream>>>(count, to, (T *)m);

@@ -7,6 +7,7 @@
  *   1. turns dt, u, ... into d, d u, ... in shared memory, one thread for a (token, channel): coalesced;
  *   2. marches the states through the chunk, B_t and C_t coming from shared memory too;
  *   3. adds the four lanes' sums over states and writes the tokens' results, one thread for a (token, channel).
+ * With a weight, each thread of step 1 makes its x from a row of dt and a column of the weight, both in shared memory.
  * Padding (tokens beyond L, channels beyond E) has d = 0, d u = 0, g = 0: it changes no state and adds nothing.
  *
  * A long sequence of few channels is cut into segments, so that all multiprocessors have work: a light pass takes the
@@ -77,11 +78,11 @@ template <class W> __device__ __forceinline__ W softplus(W x, W *slope) {
 template <class T> struct Scan {
   ScanShape s;
   const T *u, *dt, *b, *c, *z;
-  const Wide<T> *A, *D, *bias;
+  const Wide<T> *A, *D, *bias, *weight;
   int64_t tiles;                          /* blocks of channels */
   int chunks, tail, segments, per_segment; /* tail: tokens of the last chunk; per_segment: chunks */
   int groups;                              /* of 16 states, at least 1 */
-  int64_t step_e, step_n, step_b, step_c, step_z; /* elements to the next token in scan order, in rows of E, N, ... */
+  int64_t step_e, step_n, step_b, step_c, step_z, step_t; /* elements to the next token in scan order, in rows of E, N, ... */
 };
 
 /* The scans of one launch, blockIdx.y says which. */
@@ -159,6 +160,84 @@ template <class T, int copies> struct Feed {
       out[n] = v;
       if (copies == 2) out[GROUP + (n ^ 1)] = v;
     }
+  }
+};
+
+/* The weight that dt goes through, in shared memory behind the kernel's own: its columns of the block's channels, dt's rows of
+ * two chunks, and, backward, the gradient of what bias is added to and the sums of the weight's own gradient. Columns go in
+ * fours, the last padded with zeros. */
+template <class W> struct Low {
+  static constexpr int PITCH = CHANNELS<W> + 4; /* neighbouring columns fall on other banks */
+  const int R, quads;
+  W *weight, *gx;           /* [4 quads][PITCH], [TOKENS][PITCH] */
+  Four<W> *rows, *gweight;  /* [2][blocks of 16 columns][TOKENS][QUADS], [quads][CHANNELS] */
+  __host__ __device__ __forceinline__ Low(char *memory, int64_t columns)
+      : R((int)columns), quads((R + 3) / 4), weight((W *)memory), gx(weight + 4 * quads * PITCH),
+        rows((Four<W> *)(gx + TOKENS * PITCH)), gweight(rows + 2 * half()) {}
+  static int bytes(int64_t R) { return R ? (int)((char *)(Low(nullptr, R).gweight + (R + 3) / 4 * CHANNELS<W>) - (char *)nullptr) : 0; }
+  __host__ __device__ __forceinline__ int half() const { return (R + GROUP - 1) / GROUP * TOKENS * QUADS; }
+  __device__ __forceinline__ const Four<W> *four(int chunk, int slot, int quad) const {
+    return rows + chunk % 2 * half() + (quad / QUADS * TOKENS + slot) * QUADS + quad % QUADS;
+  }
+  /* Takes the weight, once. */
+  __device__ __forceinline__ void take(const W *from, int64_t e0, int64_t E) const {
+    for (int i = threadIdx.x; i < 4 * quads * CHANNELS<W>; i += THREADS<W>) {
+      const int r = i / CHANNELS<W>, c = i % CHANNELS<W>;
+      weight[r * PITCH + c] = r < R && e0 + c < E ? from[(e0 + c) * R + r] : W(0);
+    }
+    for (int i = threadIdx.x; i < quads * CHANNELS<W>; i += THREADS<W>) gweight[i] = {};
+  }
+  /* Takes dt of a chunk's tokens, those below count. */
+  template <class T> __device__ __forceinline__ void stage(const Scan<T> &p, int64_t b, int chunk, int count) const {
+    const Feed<T, 1> feed(p.dt, p.s, p.step_t, b, chunk);
+    for (int n0 = 0; n0 < R; n0 += GROUP) feed.stage(count, n0, R, rows + chunk % 2 * half() + n0 / GROUP * TOKENS * QUADS);
+  }
+  /* x of this thread's tokens += weight dt. */
+  __device__ __forceinline__ void project(const Part<W> &me, int chunk, W (&x)[PASSES]) const {
+    for (int q = 0; q < quads; q++) {
+      W w[4];
+#pragma unroll
+      for (int i = 0; i < 4; i++) w[i] = weight[(4 * q + i) * PITCH + me.column];
+#pragma unroll
+      for (int pass = 0; pass < PASSES; pass++) {
+        const Four<W> dt = *four(chunk, me.row + ROWS * pass, q);
+#pragma unroll
+        for (int i = 0; i < 4; i++) x[pass] += w[i] * dt.x[i];
+      }
+    }
+  }
+  /* gweight += gx dt, this thread's column and every fourth quad. */
+  __device__ __forceinline__ void add_weight(const Part<W> &me, int chunk) const {
+    for (int q = me.row; q < quads; q += ROWS) {
+      Four<W> sum = gweight[q * CHANNELS<W> + me.column];
+#pragma unroll
+      for (int j = 0; j < TOKENS; j++) {
+        const W g = gx[j * PITCH + me.column];
+        const Four<W> dt = *four(chunk, j, q);
+#pragma unroll
+        for (int i = 0; i < 4; i++) sum.x[i] += g * dt.x[i];
+      }
+      gweight[q * CHANNELS<W> + me.column] = sum;
+    }
+  }
+  /* to[t,r] = the gradient of dt, over the block's channels: by the second half of the threads, two tokens each, since the first
+   * half has more of add_weight. step: elements to the next slot. */
+  __device__ __forceinline__ void add_channels(int count, W *to, int64_t step) const {
+    const int thread = (int)threadIdx.x - THREADS<W> / 2;
+    if (thread < 0) return;
+    for (int r = thread % GROUP; r < R; r += GROUP)
+      for (int j = thread / GROUP * 2; j < count; j += THREADS<W> / GROUP) {
+        W sum = 0, next = 0;
+#pragma unroll 4
+        for (int c = 0; c < CHANNELS<W>; c += 4) {
+          const Four<W> w = *(const Four<W> *)&weight[r * PITCH + c];
+          const Four<W> g = *(const Four<W> *)&gx[j * PITCH + c], h = *(const Four<W> *)&gx[(j + 1) * PITCH + c];
+#pragma unroll
+          for (int i = 0; i < 4; i++) sum += w.x[i] * g.x[i], next += w.x[i] * h.x[i];
+        }
+        to[j * step + r] = sum;
+        if (j + 1 < count) to[(j + 1) * step + r] = next;
+      }
   }
 };
 
@@ -250,14 +329,22 @@ static __global__ void __launch_bounds__(THREADS<Wide<T>>)
   const W bias = p.bias && column < s.E ? p.bias[column] : W(0), peak = peak_rate(p.A, column, s, me);
   const int start = ADJOINT ? at.end - 1 : at.first;
   Cursor tokens(s, at.b, start, me.row, p.step_e, column), gates(s, at.b, start, me.row, p.step_z, column);
+  extern __shared__ __align__(16) char behind[];
+  const Low<W> low(behind, s.R);
+  if (s.R) low.take(p.weight, e0, s.E);
   Feed<T, 1> feed(ADJOINT ? p.c : p.b, s, ADJOINT ? p.step_c : p.step_b, at.b, start);
   W x[4], rate[4], sum = 0;
 #pragma unroll
   for (int i = 0; i < 4; i++) x[i] = 0, rate[i] = rate_at(p.A, n0 + 4 * me.q + i, e, s);
   for (int step = 0; step < at.end - at.first; step++) {
-    const int count = tokens_of(p, ADJOINT ? start - step : start + step), mine = column < s.E ? count : 0;
+    const int chunk = ADJOINT ? start - step : start + step, count = tokens_of(p, chunk), mine = column < s.E ? count : 0;
     W d[PASSES] = {}, v[PASSES] = {}, slope[PASSES];
-    tokens.each(me.row, mine, [&](int i, int64_t o) { d[i] = wide_of(p.dt[o]) + bias, v[i] = wide_of(input[o]); });
+    tokens.each(me.row, mine, [&](int i, int64_t o) { d[i] = (s.R ? W(0) : wide_of(p.dt[o])) + bias, v[i] = wide_of(input[o]); });
+    if (s.R) {
+      low.stage(p, at.b, chunk, count);
+      __syncthreads();
+      low.project(me, chunk, d);
+    }
     if (ADJOINT && p.z)
       gates.each(me.row, mine, [&](int i, int64_t o) {
         const W z = wide_of(p.z[o]);
@@ -327,14 +414,14 @@ static Scan<T> plan(const CabStream *stream, const ScanShape *s, const ScanInput
   Scan<T> p = {};
   p.s = *s;
   p.u = (const T *)in.u, p.dt = (const T *)in.dt, p.b = (const T *)in.b, p.c = (const T *)in.c, p.z = (const T *)in.z;
-  p.A = (const W *)in.A, p.D = (const W *)in.D, p.bias = (const W *)in.bias;
+  p.A = (const W *)in.A, p.D = (const W *)in.D, p.bias = (const W *)in.bias, p.weight = (const W *)in.weight;
   p.tiles = (s->E + CHANNELS<W> - 1) / CHANNELS<W>;
   p.chunks = (int)((s->L + TOKENS - 1) / TOKENS);
   p.tail = (int)(s->L - (p.chunks - 1) * (int64_t)TOKENS);
   p.groups = s->N > GROUP ? (int)((s->N + GROUP - 1) / GROUP) : 1;
   const int64_t sign = s->reverse ? -1 : 1, blocks = s->B * p.tiles * scans;
   p.step_e = sign * s->E, p.step_n = sign * s->N;
-  p.step_b = sign * s->ldb, p.step_c = sign * s->ldc, p.step_z = sign * s->ldz;
+  p.step_b = sign * s->ldb, p.step_c = sign * s->ldc, p.step_z = sign * s->ldz, p.step_t = sign * s->ldt;
   int wanted = 1;
   if (2 * blocks <= stream->multiprocessors) wanted = (int)(per_processor * stream->multiprocessors / blocks);
   if (wanted > p.chunks / 8) wanted = p.chunks / 8;
@@ -358,7 +445,10 @@ static const Wide<T> *find_entries(CabStream *s, const Scan<T> &p, const void *g
   const int64_t count = p.s.B * p.s.N * p.s.E;
   if (p.segments == 1 || !count || !scratch) return nullptr;
   W *ends = (W *)scratch, *entries = ends + count * p.segments, *sums = entries + count * p.segments;
-  ends_kernel<T, ADJOINT><<<(unsigned)(blocks_of(p) * p.groups), THREADS<W>, 0, s->stream>>>(p, (const T *)gy, ends, sums);
+  auto kernel = ends_kernel<T, ADJOINT>;
+  const int bytes = Low<W>::bytes(p.s.R);
+  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  kernel<<<(unsigned)(blocks_of(p) * p.groups), THREADS<W>, bytes, s->stream>>>(p, (const T *)gy, ends, sums);
   entries_kernel<W, ADJOINT><<<blocks_for(count, 256), 256, 0, s->stream>>>(p.s, p.segments, p.A, ends, sums, entries);
   return entries;
 }

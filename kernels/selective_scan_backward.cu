@@ -8,7 +8,8 @@
  *
  * Sums over states go through shared memory, those over channels (gB, gC) through shuffles to one row per warp, through
  * shared memory to one per block, and through scratch to one; sums over tokens stay in registers to the end and meet over
- * the batch in scratch. All orders are fixed. */
+ * the batch in scratch. With a weight, gx_t = gd_t softplus'; gdt_t = sum_e gx_t weight takes the way of gB, and gweight =
+ * sum_t gx_t dt_t that of gA, but for staying in shared memory. All orders are fixed. */
 #include "selective_scan.cuh"
 
 namespace scan {
@@ -31,20 +32,20 @@ template <class T> struct Adjoint {
   const Wide<T> *h, *entries; /* adjoint states at the entry of each segment; NULL: zero */
   const T *gy;
   T *gu, *gdt, *gz;
-  Wide<T> *by_tile;  /* gB, gC of a block's channels: [tiles, 2, B L, N], or NULL */
-  Wide<T> *by_batch; /* rows gA[E,N] gD[E] gbias[E]: [B, segments, E (N + 2)], or NULL */
+  Wide<T> *by_tile;  /* gB, gC of a block's channels and gdt of a weight: [tiles, B L (2 N + R)], or NULL */
+  Wide<T> *by_batch; /* rows gA[E,N] gD[E] gbias[E] gweight[E,R]: [B, segments, E (N + 2 + R)], or NULL */
   Wide<T> *parked;   /* with several groups, their adjoint states and gA: [blocks, groups, 8, THREADS] */
 };
 
 template <class T> struct RawAdjoint { T u, dt, gy, z; };
 
 /* Reads this thread's tokens of a chunk, those below count; the others are 0. */
-template <bool GATE, class T>
+template <bool GATE, bool LOW, class T>
 __device__ __forceinline__ void fetch(const Scan<T> &p, const T *gy, const Cursor &tokens, const Cursor &gates, int row,
                                       int count, RawAdjoint<T> (&raw)[PASSES]) {
 #pragma unroll
   for (int i = 0; i < PASSES; i++) raw[i] = {T(0.f), T(0.f), T(0.f), T(0.f)};
-  tokens.each(row, count, [&](int i, int64_t o) { raw[i].u = p.u[o], raw[i].dt = p.dt[o], raw[i].gy = gy[o]; });
+  tokens.each(row, count, [&](int i, int64_t o) { raw[i].u = p.u[o], raw[i].dt = LOW ? T(0.f) : p.dt[o], raw[i].gy = gy[o]; });
   if (GATE) gates.each(row, count, [&](int i, int64_t o) { raw[i].z = p.z[o]; });
 }
 
@@ -173,13 +174,25 @@ __device__ __forceinline__ void add_warps(const BackwardShared<Wide<T>, GATE> &s
   }
 }
 
+/* What a chunk gives through its gx to dt and to the weight. */
+template <class T>
+__device__ __forceinline__ void project_back(const Adjoint<T> &a, const Low<Wide<T>> &low, const Part<Wide<T>> &me, const Place &at,
+                                             int chunk, int count) {
+  const ScanShape &s = a.scan.s;
+  if (a.by_batch) low.add_weight(me, chunk);
+  if (!a.by_tile) return;
+  const int64_t rows = s.B * s.L, t = (int64_t)chunk * TOKENS, row = at.b * s.L + (s.reverse ? s.L - 1 - t : t);
+  low.add_channels(count, a.by_tile + (at.tile * (2 * s.N + s.R) + 2 * s.N) * rows + row * s.R, s.reverse ? -s.R : s.R);
+}
+
 /* Grid: blocks x scans. */
-template <class T, bool GATE, bool ONE>
+template <class T, bool GATE, bool ONE, bool LOW>
 static __global__ void __launch_bounds__(THREADS<Wide<T>>, sizeof(Wide<T>) == 4 ? 2 : 1)
     backward_kernel(const __grid_constant__ Each<Adjoint<T>> each) {
   typedef Wide<T> W;
   extern __shared__ __align__(16) char memory[];
   BackwardShared<W, GATE> &sh = *reinterpret_cast<BackwardShared<W, GATE> *>(memory);
+  const Low<W> low(memory + sizeof sh, each.of[0].scan.s.R);
   const Adjoint<T> &a = each.of[blockIdx.y];
   const Scan<T> &p = a.scan;
   const ScanShape &s = p.s;
@@ -187,13 +200,15 @@ static __global__ void __launch_bounds__(THREADS<Wide<T>>, sizeof(Wide<T>) == 4 
   const Part<W> me;
   const int odd = me.lane & 1, last = at.end - 1;
   const int64_t e0 = at.tile * CHANNELS<W>, column = e0 + me.column, e = e0 + me.channel;
-  const int64_t segment = at.b * p.segments + at.segment, wide_row = s.E * (s.N + 2);
+  const int64_t segment = at.b * p.segments + at.segment, wide_row = s.E * (s.N + 2 + s.R);
   const bool inside = column < s.E;
   const W D = p.D && inside ? p.D[column] : W(0), bias = p.bias && inside ? p.bias[column] : W(0);
-  const W peak = peak_rate(p.A, column, s, me);
+  if (LOW) low.take(p.weight, e0, s.E), low.stage(p, at.b, last, tokens_of(p, last));
+  const W peak = peak_rate(p.A, column, s, me); /* synchronises */
   Cursor tokens(s, at.b, last, me.row, p.step_e, column), gates(s, at.b, last, me.row, p.step_z, column);
   const int pair = threadIdx.x % GROUP * 2;
-  Cursor rows(s, at.b, last, threadIdx.x / GROUP, p.step_n, (at.tile * 2 + pair / GROUP) * s.B * s.L * s.N + pair % GROUP);
+  Cursor rows(s, at.b, last, threadIdx.x / GROUP, p.step_n,
+              s.B * s.L * (at.tile * (2 * s.N + s.R) + pair / GROUP * s.N) + pair % GROUP);
   Feed<T, 2> feed_b(p.b, s, p.step_b, at.b, last), feed_c(p.c, s, p.step_c, at.b, last);
   RawAdjoint<T> raw[PASSES];
   W rate[4], entry[4], exit[4], carry[4], gA[4], gD = 0, gbias = 0; /* exit: of chunk k, unless it is the last of all */
@@ -201,7 +216,7 @@ static __global__ void __launch_bounds__(THREADS<Wide<T>>, sizeof(Wide<T>) == 4 
   const W *h = a.h + ((at.b * p.chunks + last) * s.N + 4 * me.q) * s.E + e;
   const W *entries = a.entries + (segment * s.N + 4 * me.q) * s.E + e;
   W *totals = a.by_batch + segment * wide_row;
-  fetch<GATE>(p, a.gy, tokens, gates, me.row, inside ? tokens_of(p, last) : 0, raw);
+  fetch<GATE, LOW>(p, a.gy, tokens, gates, me.row, inside ? tokens_of(p, last) : 0, raw);
   if (ONE) {
     load_states(h, s.E, states, odd, entry);
     load_states(h + s.N * s.E, s.E, last + 1 < p.chunks ? states : 0, odd, exit);
@@ -215,6 +230,7 @@ static __global__ void __launch_bounds__(THREADS<Wide<T>>, sizeof(Wide<T>) == 4 
     bool moving = false;
 #pragma unroll
     for (int i = 0; i < PASSES; i++) d[i] = wide_of(raw[i].dt) + bias;
+    if (LOW) low.project(me, k, d);
     find_steps(p, d, slope);
 #pragma unroll
     for (int i = 0; i < PASSES; i++) {
@@ -249,6 +265,7 @@ static __global__ void __launch_bounds__(THREADS<Wide<T>>, sizeof(Wide<T>) == 4 
       }
       if (group) __syncthreads();
       else moving = __syncthreads_or(moving);
+      if (LOW && !group && k > at.first) low.stage(p, at.b, k - 1, TOKENS);
       const Token<GATE, W> token(sh, me, group > 0);
       if (moving) march(token, rate, entry, carry, gA);
       else march_still(token, rate, k + 1 < p.chunks, entry, exit, carry, gA);
@@ -264,7 +281,11 @@ static __global__ void __launch_bounds__(THREADS<Wide<T>>, sizeof(Wide<T>) == 4 
     tokens.previous_chunk(), gates.previous_chunk(), rows.previous_chunk();
     feed_b.cursor.previous_chunk(), feed_c.cursor.previous_chunk();
     h -= s.N * s.E;
-    fetch<GATE>(p, a.gy, tokens, gates, me.row, inside && k > at.first ? TOKENS : 0, raw);
+    fetch<GATE, LOW>(p, a.gy, tokens, gates, me.row, inside && k > at.first ? TOKENS : 0, raw);
+    if (LOW)
+#pragma unroll
+      for (int i = 0; i < PASSES; i++)
+        if (me.row + ROWS * i >= mine) low.gx[(me.row + ROWS * i) * low.PITCH + me.column] = 0;
     here.each(me.row, mine, [&](int i, int64_t o) {
       const int j = me.row + ROWS * i;
       const Slot<W> x = sh.slot[j][me.column];
@@ -274,19 +295,30 @@ static __global__ void __launch_bounds__(THREADS<Wide<T>>, sizeof(Wide<T>) == 4 
         gd += sh.sums[j][q][me.column].x, gdu += sh.sums[j][q][me.column].y;
         if (GATE) y += sh.y[j][q][me.column];
       }
-      const W gdt = (gd * W(LN2) + gdu * x.u) * sh.slope[j][me.column]; /* the rates carry log2 e */
-      gbias += gdt;
+      const W gx = (gd * W(LN2) + gdu * x.u) * sh.slope[j][me.column]; /* the rates carry log2 e */
+      gbias += gx;
       gD += x.g * x.u;
-      if (a.gdt) a.gdt[o] = narrow<T>(gdt);
+      if (LOW) low.gx[j * low.PITCH + me.column] = gx;
+      else if (a.gdt) a.gdt[o] = narrow<T>(gx);
       if (a.gu) a.gu[o] = narrow<T>(gdu * x.d + D * x.g);
       if (GATE && a.gz) a.gz[o] = narrow<T>(sh.slope_z[j][me.column] * y);
     });
-    if (!ONE) continue;
+    if (LOW) {
+      __syncthreads();
+      project_back(a, low, me, at, k, count);
+    }
+    if (ONE) {
 #pragma unroll
-    for (int n = 0; n < 4; n++) exit[n] = entry[n];
-    load_states(h, s.E, k > at.first ? states : 0, odd, entry);
+      for (int n = 0; n < 4; n++) exit[n] = entry[n];
+      load_states(h, s.E, k > at.first ? states : 0, odd, entry);
+    }
   }
   if (!a.by_batch) return;
+  if (LOW && inside)
+    for (int q = me.row; q < low.quads; q += ROWS)
+#pragma unroll
+      for (int i = 0; i < 4; i++)
+        if (4 * q + i < low.R) totals[s.E * (s.N + 2) + column * low.R + 4 * q + i] = low.gweight[q * CHANNELS<W> + me.column].x[i];
   __syncthreads();
   sh.sums[me.row][0][me.column] = {gD, gbias};
   __syncthreads();
@@ -298,10 +330,12 @@ static __global__ void __launch_bounds__(THREADS<Wide<T>>, sizeof(Wide<T>) == 4 
 }
 
 /* Columns of a sum that go to several arrays, one after another. */
-template <class O> struct Outputs {
-  O *to[3]; /* may be NULL */
-  int64_t columns[3];
+template <class O> struct Output {
+  O *to; /* may be NULL */
+  int64_t columns, width, ld; /* of them `width` to a row, rows of stride ld */
+  bool add;
 };
+template <class O> struct Outputs { Output<O> of[4]; };
 
 /* Sums the rows of from[rows, columns], SPLIT threads to a column. */
 template <class O, int SPLIT>
@@ -324,40 +358,55 @@ static __global__ void __launch_bounds__(256)
     for (int r = 1; r < SPLIT; r++) sum += part[r][x];
   }
 #pragma unroll
-  for (int k = 0; k < 3; k++) {
-    if (i >= 0 && i < out.columns[k] && out.to[k]) out.to[k][i] = narrow<O>(sum);
-    i -= out.columns[k];
+  for (int k = 0; k < 4; k++) {
+    const Output<O> &o = out.of[k];
+    if (i >= 0 && i < o.columns && o.to) {
+      O *to = o.to + (o.width == o.ld ? i : i / o.width * o.ld + i % o.width);
+      *to = narrow<O>(o.add ? wide_of(*to) + sum : sum);
+    }
+    i -= o.columns;
   }
 }
 
-template <class T, bool GATE, bool ONE> static void launch(CabStream *s, int count, const Each<Adjoint<T>> &each) {
+template <class T, bool GATE, bool ONE, bool LOW> static void launch(CabStream *s, int count, const Each<Adjoint<T>> &each) {
   typedef Wide<T> W;
-  auto kernel = backward_kernel<T, GATE, ONE>;
-  const int bytes = sizeof(BackwardShared<W, GATE>);
+  auto kernel = backward_kernel<T, GATE, ONE, LOW>;
+  const int bytes = (int)sizeof(BackwardShared<W, GATE>) + Low<W>::bytes(each.of[0].scan.s.R);
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
   kernel<<<dim3((unsigned)blocks_of(each.of[0].scan), count), THREADS<W>, bytes, s->stream>>>(each);
+}
+
+template <bool GATE, bool ONE, class T> static void launch(CabStream *s, int count, const Each<Adjoint<T>> &each) {
+  each.of[0].scan.s.R ? launch<T, GATE, ONE, true>(s, count, each) : launch<T, GATE, ONE, false>(s, count, each);
 }
 
 static void clear(CabStream *s, void *to, int64_t bytes) {
   if (to && bytes) cudaMemsetAsync(to, 0, (size_t)bytes, s->stream);
 }
 
+/* A gradient in rows of stride ld that nothing adds to. */
+template <class T> static void clear_rows(CabStream *s, void *to, int64_t rows, int64_t n, int64_t ld) {
+  if (to && rows && n) cudaMemset2DAsync(to, (size_t)ld * sizeof(T), 0, (size_t)n * sizeof(T), (size_t)rows, s->stream);
+}
+
 /* Sums of nothing. */
 template <class T> static void clear_sums(CabStream *stream, const ScanShape *s, const ScanGradients &to) {
   typedef Wide<T> W;
-  const int64_t E = s->E * sizeof(W), rows = s->B * s->L * s->N * sizeof(T);
-  clear(stream, to.A, s->N * E), clear(stream, to.D, E), clear(stream, to.bias, E);
-  clear(stream, to.b, rows), clear(stream, to.c, rows);
+  const int64_t E = s->E * sizeof(W), rows = s->B * s->L;
+  clear(stream, to.A, s->N * E), clear(stream, to.D, E), clear(stream, to.bias, E), clear(stream, to.weight, s->R * E);
+  if (!to.add_b) clear_rows<T>(stream, to.b, rows, s->N, to.ldb);
+  if (!to.add_c) clear_rows<T>(stream, to.c, rows, s->N, to.ldc);
+  if (s->R) clear_rows<T>(stream, to.dt, rows, s->R, to.ldt);
 }
 
 template <class T>
 static Adjoint<T> prepare(CabStream *stream, Room &room, const Scan<T> &p, const void *h, const void *gy, const ScanGradients &to) {
   typedef Wide<T> W;
   const ScanShape &s = p.s;
-  const bool tiled = (to.b || to.c) && s.N, batched = to.A || to.D || to.bias;
-  W *by_tile = (W *)room.get(tiled ? (size_t)(p.tiles * 2 * s.B * s.L * s.N) * sizeof(W) : 0);
-  W *by_batch = (W *)room.get(batched ? (size_t)(s.B * p.segments * s.E * (s.N + 2)) * sizeof(W) : 0);
+  const bool tiled = ((to.b || to.c) && s.N) || (to.dt && s.R), batched = to.A || to.D || to.bias || to.weight;
+  W *by_tile = (W *)room.get(tiled ? (size_t)(p.tiles * s.B * s.L * (2 * s.N + s.R)) * sizeof(W) : 0);
+  W *by_batch = (W *)room.get(batched ? (size_t)(s.B * p.segments * s.E * (s.N + 2 + s.R)) * sizeof(W) : 0);
   W *parked = (W *)room.get(p.groups > 1 ? (size_t)(blocks_of(p) * p.groups * 8 * THREADS<W>) * sizeof(W) : 0);
   const W *entries = find_entries<true>(stream, p, gy, room.get(entries_bytes(p)));
   if (!p.z) clear(stream, to.z, s.B * s.L * s.E * sizeof(T));
@@ -367,13 +416,15 @@ static Adjoint<T> prepare(CabStream *stream, Room &room, const Scan<T> &p, const
 template <class T> static void add_up(CabStream *stream, const Adjoint<T> &a, const ScanGradients &to) {
   typedef Wide<T> W;
   const ScanShape &s = a.scan.s;
-  const int64_t EN = s.E * s.N, BLN = s.B * s.L * s.N, columns = EN + 2 * s.E;
+  const int64_t rows = s.B * s.L, tiled = rows * (2 * s.N + s.R), columns = s.E * (s.N + 2 + s.R);
   if (a.by_tile)
-    add_rows_kernel<T, 1><<<blocks_for(2 * BLN, 256), 256, 0, stream->stream>>>(
-        a.scan.tiles, 2 * BLN, a.by_tile, Outputs<T>{{(T *)to.b, (T *)to.c, nullptr}, {BLN, BLN, 0}});
+    add_rows_kernel<T, 1><<<blocks_for(tiled, 256), 256, 0, stream->stream>>>(
+        a.scan.tiles, tiled, a.by_tile, Outputs<T>{{{(T *)to.b, rows * s.N, s.N, to.ldb, to.add_b}, {(T *)to.c, rows * s.N, s.N, to.ldc, to.add_c},
+                                                    {(T *)to.dt, rows * s.R, s.R, to.ldt, false}}});
   if (a.by_batch)
     add_rows_kernel<W, 8><<<blocks_for(columns, 32), 256, 0, stream->stream>>>(
-        s.B * a.scan.segments, columns, a.by_batch, Outputs<W>{{(W *)to.A, (W *)to.D, (W *)to.bias}, {EN, s.E, s.E}});
+        s.B * a.scan.segments, columns, a.by_batch, Outputs<W>{{{(W *)to.A, s.E * s.N}, {(W *)to.D, s.E}, {(W *)to.bias, s.E},
+                                                                {(W *)to.weight, s.E * s.R}}});
 }
 
 template <class T>
@@ -388,21 +439,17 @@ static void backward(CabStream *stream, int count, const ScanShape *s, const Sca
   for (int i = 0; i < count; i++) each.of[i] = prepare<T>(stream, room, plan<T>(stream, &s[i], in[i], 2, count), h[i], gy[i], to[i]);
   if (stream->failed) return;
   const bool gate = in->z, one = each.of[0].scan.groups == 1;
-  if (one) gate ? launch<T, true, true>(stream, count, each) : launch<T, false, true>(stream, count, each);
-  else gate ? launch<T, true, false>(stream, count, each) : launch<T, false, false>(stream, count, each);
+  if (one) gate ? launch<true, true>(stream, count, each) : launch<false, true>(stream, count, each);
+  else gate ? launch<true, false>(stream, count, each) : launch<false, false>(stream, count, each);
   for (int i = 0; i < count; i++) add_up(stream, each.of[i], to[i]);
 }
 
 } // namespace scan
 
 template <class T>
-static void scan_backward(CabStream *stream, const ScanShape *s, const void *u, const void *dt, const void *A, const void *b,
-                          const void *c, const void *D, const void *z, const void *bias, const void *h, const void *gy,
-                          void *gu, void *gdt, void *gA, void *gb, void *gc, void *gD, void *gz, void *gbias,
-                          void * /* of the CPU */) {
-  const ScanInputs in = {u, dt, A, b, c, D, z, bias};
-  const ScanGradients to = {gu, gdt, gA, gb, gc, gD, gz, gbias};
-  scan::backward<T>(stream, 1, s, &in, &h, &gy, &to);
+static void scan_backward(CabStream *stream, const ScanShape *s, const ScanInputs *in, const void *h, const void *gy,
+                          const ScanGradients *to, void * /* of the CPU */) {
+  scan::backward<T>(stream, 1, s, in, &h, &gy, to);
 }
 
 template <class T>

@@ -4,12 +4,58 @@
 #include "scan_pair.h"
 #include "ssd.h"
 
-/* ---- selective_scan: in u dt A B C D z bias, out y h; options softplus reverse ------------------ */
+/* ---- selective_scan: in u dt A B C D z bias weight, out y h; options softplus reverse -------------- */
+/* ---- scan_pair: in u dt A B C D bias weight, then the same of the direction back; out y y_b h h_b --- */
 
-static ScanShape scan_shape(const CabCall *c, const CabTensor *b, const CabTensor *cc, const CabTensor *z) {
-  return (ScanShape){.B = cab_dim(c, 'B'), .L = cab_dim(c, 'L'), .E = cab_dim(c, 'E'), .N = cab_dim(c, 'N'),
-                     .softplus = c->option[0] != 0, .reverse = c->option[1] != 0,
-                     .ldb = cab_ld(b), .ldc = cab_ld(cc), .ldz = cab_ld(z)};
+/* Where the inputs of a scan stand; z -1: nowhere. */
+typedef struct { int u, dt, A, b, c, D, z, bias, weight; } ScanPlaces;
+static const ScanPlaces scan_places[] = {{0, 1, 2, 3, 4, 5, 6, 7, 8}};
+static const ScanPlaces pair_places[] = {{0, 1, 2, 3, 4, 5, -1, 6, 7}, {8, 9, 10, 11, 12, 13, -1, 14, 15}};
+
+/* A gradient of dt in rows of another stride than its width, which kernels write where there is a weight, is made beside. */
+typedef struct {
+  ScanShape s;
+  ScanInputs in;
+  ScanGradients to;
+  const void *gy;
+  CabTensor *beside;
+} ScanCall;
+
+static ScanCall scan_call(const CabCall *c, const ScanPlaces *at, bool reverse) {
+  CabTensor *const *in = c->in, *z = at->z < 0 ? NULL : in[at->z], *weight = in[at->weight];
+  return (ScanCall){
+    .s = {.B = cab_dim(c, 'B'), .L = cab_dim(c, 'L'), .E = cab_dim(c, 'E'), .N = cab_dim(c, 'N'), .R = weight ? cab_dim(c, 'R') : 0,
+          .softplus = c->option[0] != 0, .reverse = reverse, .ldt = cab_ld(in[at->dt]), .ldb = cab_ld(in[at->b]),
+          .ldc = cab_ld(in[at->c]), .ldz = cab_ld(z)},
+    .in = {.u = CAB_DATA(in[at->u]), .dt = CAB_DATA(in[at->dt]), .A = CAB_DATA(in[at->A]), .b = CAB_DATA(in[at->b]),
+           .c = CAB_DATA(in[at->c]), .D = CAB_DATA(in[at->D]), .z = CAB_DATA(z), .bias = CAB_DATA(in[at->bias]),
+           .weight = CAB_DATA(weight)}};
+}
+
+/* The same with gradients. output: whose gradient is gy. */
+static CabStatus scan_back(CabCall *c, const ScanPlaces *at, bool reverse, int output, ScanCall *to) {
+  CabTensor **g = c->gin, *gy, *gdt = g[at->dt];
+  *to = scan_call(c, at, reverse);
+  const ScanShape *s = &to->s;
+  const int64_t count = s->B * s->L * s->E;
+  if (!(gy = cab_gout(c, output, count))) return cab_error()->code;
+  if (gdt && !s->R && !cab_tensor_contiguous(gdt) && !(gdt = to->beside = cab_scratch(c, c->dtype, count))) return cab_error()->code;
+  to->gy = CAB_DATA(gy);
+  to->to = (ScanGradients){.u = CAB_DATA(g[at->u]), .dt = CAB_DATA(gdt), .A = CAB_DATA(g[at->A]), .b = CAB_DATA(g[at->b]),
+                           .c = CAB_DATA(g[at->c]), .D = CAB_DATA(g[at->D]), .z = at->z < 0 ? NULL : CAB_DATA(g[at->z]),
+                           .bias = CAB_DATA(g[at->bias]), .weight = CAB_DATA(g[at->weight]), .ldt = s->R ? cab_ld(gdt) : s->E,
+                           .ldb = cab_ld(g[at->b]), .ldc = cab_ld(g[at->c]), .add_b = c->add[at->b], .add_c = c->add[at->c]};
+  return CAB_OK;
+}
+
+/* Takes what was made beside to its place. */
+static CabStatus scan_settle(CabCall *c, const ScanPlaces *at, const ScanCall *from) {
+  CabTensor *to = c->gin[at->dt];
+  if (!from->beside) return CAB_OK;
+  CabTensor *same = cab_reshape(from->beside, to->rank, to->shape);
+  const CabStatus status = same ? cab_tensor_copy(to, same) : cab_error()->code;
+  cab_tensor_release(same);
+  return status;
 }
 
 static CabStatus check_states(const CabCall *c) {
@@ -23,35 +69,43 @@ static CabStatus scan_check(CabCall *c) {
   return check_states(c);
 }
 
+/* dt has a column for each channel, or for each of the weight's. */
+static CabStatus check_steps(CabCall *c, const ScanPlaces *at) {
+  const int64_t R = cab_dim(c, 'R'), E = cab_dim(c, 'E');
+  if (c->in[at->weight])
+    return R >= 1 && R <= SCAN_RANK ? CAB_OK : cab_call_fail(c, "'weight' has %lld columns, expected 1 to %d (else: dt = linear(dt, weight))",
+                                                             (long long)R, SCAN_RANK);
+  if (R != E)
+    return cab_call_fail(c, "'dt' has %lld columns, expected E=%lld, or a weight [E=%lld,R=%lld]", (long long)R, (long long)E, (long long)E,
+                         (long long)R);
+  return cab_tensor_contiguous(c->in[at->dt]) ? CAB_OK : cab_call_copy_input(c, at->dt);
+}
+
+static CabStatus selective_check(CabCall *c) {
+  CAB_TRY(check_steps(c, scan_places));
+  return scan_check(c);
+}
+
+static CabStatus pair_check(CabCall *c) {
+  if (!c->in[pair_places[0].weight] != !c->in[pair_places[1].weight])
+    return cab_call_fail(c, "'weight' and 'weight_b': give both or neither");
+  for (int i = 0; i < SCAN_PAIR; i++) CAB_TRY(check_steps(c, &pair_places[i]));
+  return scan_check(c);
+}
+
 static CabStatus scan_apply(CabCall *c) {
-  CabTensor **in = c->in;
-  ScanShape s = scan_shape(c, in[3], in[4], in[6]);
-  RUN(c, scan_forward, &s, CAB_DATA(in[0]), CAB_DATA(in[1]), CAB_DATA(in[2]), CAB_DATA(in[3]), CAB_DATA(in[4]), CAB_DATA(in[5]),
-      CAB_DATA(in[6]), CAB_DATA(in[7]), CAB_DATA(c->out[0]), c->wants_grad ? CAB_DATA(c->out[1]) : NULL);
+  const ScanCall scan = scan_call(c, scan_places, c->option[1] != 0);
+  RUN(c, scan_forward, &scan.s, &scan.in, CAB_DATA(c->out[0]), c->wants_grad ? CAB_DATA(c->out[1]) : NULL);
   return CAB_OK;
 }
 
 static CabStatus scan_gradient(CabCall *c) {
-  CabTensor **in = c->in, **g = c->gin;
-  ScanShape s = scan_shape(c, in[3], in[4], in[6]);
-  CabTensor *partial = cab_scratch(c, cab_wide(c->dtype), scan_partial(&s));
+  ScanCall scan;
+  CAB_TRY(scan_back(c, scan_places, c->option[1] != 0, 0, &scan));
+  CabTensor *partial = cab_scratch(c, cab_wide(c->dtype), scan_partial(&scan.s));
   if (!partial) return cab_error()->code;
-  RUN(c, scan_backward, &s, CAB_DATA(in[0]), CAB_DATA(in[1]), CAB_DATA(in[2]), CAB_DATA(in[3]), CAB_DATA(in[4]), CAB_DATA(in[5]),
-      CAB_DATA(in[6]), CAB_DATA(in[7]), CAB_DATA(c->out[1]), CAB_DATA(c->gout[0]), CAB_DATA(g[0]), CAB_DATA(g[1]), CAB_DATA(g[2]),
-      CAB_DATA(g[3]), CAB_DATA(g[4]), CAB_DATA(g[5]), CAB_DATA(g[6]), CAB_DATA(g[7]), CAB_DATA(partial));
-  return CAB_OK;
-}
-
-/* ---- scan_pair: in u dt A B C D bias, then the same of the direction back; out y y_b h h_b --------- */
-
-enum { PAIR_U, PAIR_DT, PAIR_A, PAIR_B, PAIR_C, PAIR_D, PAIR_BIAS, PAIR_INPUTS };
-
-static ScanInputs pair_inputs(const CabCall *c, int i, ScanShape *s) {
-  CabTensor *const *in = c->in + i * PAIR_INPUTS;
-  *s = scan_shape(c, in[PAIR_B], in[PAIR_C], NULL);
-  s->reverse = i;
-  return (ScanInputs){.u = CAB_DATA(in[PAIR_U]), .dt = CAB_DATA(in[PAIR_DT]), .A = CAB_DATA(in[PAIR_A]), .b = CAB_DATA(in[PAIR_B]),
-                      .c = CAB_DATA(in[PAIR_C]), .D = CAB_DATA(in[PAIR_D]), .bias = CAB_DATA(in[PAIR_BIAS])};
+  RUN(c, scan_backward, &scan.s, &scan.in, CAB_DATA(c->out[1]), scan.gy, &scan.to, CAB_DATA(partial));
+  return scan_settle(c, scan_places, &scan);
 }
 
 static CabStatus pair_apply(CabCall *c) {
@@ -59,7 +113,8 @@ static CabStatus pair_apply(CabCall *c) {
   ScanInputs in[SCAN_PAIR];
   void *y[SCAN_PAIR], *h[SCAN_PAIR];
   for (int i = 0; i < SCAN_PAIR; i++) {
-    in[i] = pair_inputs(c, i, &s[i]);
+    const ScanCall scan = scan_call(c, &pair_places[i], i);
+    s[i] = scan.s, in[i] = scan.in;
     y[i] = CAB_DATA(c->out[i]), h[i] = c->wants_grad ? CAB_DATA(c->out[SCAN_PAIR + i]) : NULL;
   }
   RUN(c, scan_pair_forward, s, in, y, h);
@@ -67,21 +122,20 @@ static CabStatus pair_apply(CabCall *c) {
 }
 
 static CabStatus pair_gradient(CabCall *c) {
+  ScanCall scan[SCAN_PAIR];
   ScanShape s[SCAN_PAIR];
   ScanInputs in[SCAN_PAIR];
   ScanGradients to[SCAN_PAIR];
   const void *h[SCAN_PAIR], *gy[SCAN_PAIR];
   for (int i = 0; i < SCAN_PAIR; i++) {
-    CabTensor **g = c->gin + i * PAIR_INPUTS, *gout;
-    in[i] = pair_inputs(c, i, &s[i]);
-    if (!(gout = cab_gout(c, i, s[i].B * s[i].L * s[i].E))) return cab_error()->code;
-    gy[i] = CAB_DATA(gout), h[i] = CAB_DATA(c->out[SCAN_PAIR + i]);
-    to[i] = (ScanGradients){.u = CAB_DATA(g[PAIR_U]), .dt = CAB_DATA(g[PAIR_DT]), .A = CAB_DATA(g[PAIR_A]), .b = CAB_DATA(g[PAIR_B]),
-                            .c = CAB_DATA(g[PAIR_C]), .D = CAB_DATA(g[PAIR_D]), .bias = CAB_DATA(g[PAIR_BIAS])};
+    CAB_TRY(scan_back(c, &pair_places[i], i, i, &scan[i]));
+    s[i] = scan[i].s, in[i] = scan[i].in, to[i] = scan[i].to, gy[i] = scan[i].gy;
+    h[i] = CAB_DATA(c->out[SCAN_PAIR + i]);
   }
   CabTensor *partial = cab_scratch(c, cab_wide(c->dtype), scan_partial(&s[0]));
   if (!partial) return cab_error()->code;
   RUN(c, scan_pair_backward, s, in, h, gy, to, CAB_DATA(partial));
+  for (int i = 0; i < SCAN_PAIR; i++) CAB_TRY(scan_settle(c, &pair_places[i], &scan[i]));
   return CAB_OK;
 }
 
@@ -107,7 +161,8 @@ static CabStatus matrix_check(CabCall *c) { return check_states(c); }
 
 static CabStatus matrix_apply(CabCall *c) {
   CabTensor **in = c->in;
-  ScanShape s = scan_shape(c, in[2], in[3], NULL);
+  ScanShape s = {.B = cab_dim(c, 'B'), .L = cab_dim(c, 'L'), .E = cab_dim(c, 'E'), .N = cab_dim(c, 'N'), .softplus = c->option[0] != 0,
+                 .reverse = c->option[1] != 0, .ldt = cab_dim(c, 'E'), .ldb = cab_ld(in[2]), .ldc = cab_ld(in[3])};
   RUN(c, scan_matrix, &s, CAB_DATA(in[0]), CAB_DATA(in[1]), CAB_DATA(in[2]), CAB_DATA(in[3]), CAB_DATA(in[4]), CAB_DATA(c->out[0]));
   return CAB_OK;
 }
@@ -195,15 +250,18 @@ static CabStatus ssd_gradient(CabCall *c) {
 
 const CabOp cab_ops_ssm[] = {
   {"selective_scan",
-   "u[B,L,E] dt[B,L,E] A^[E,N] B~[B,L,N] C~[B,L,N] D^[E]? z~[B,L,E]? bias^[E]? | softplus=true reverse=false -> y[B,L,E] ~h^[B,K,N,E]",
-   scan_apply, scan_gradient, "u dt A B C D z bias h",
-   "h_t = exp(d_t A) h_t-1 + d_t u_t B_t, y_t = (C_t h_t + D u_t) silu(z_t), d = softplus(dt + bias) (arXiv 2312.00752, alg. 2)",
-   scan_check, NULL},
+   "u[B,L,E] dt~[B,L,R] A^[E,N] B~[B,L,N] C~[B,L,N] D^[E]? z~[B,L,E]? bias^[E]? weight^[E,R]? | softplus=true reverse=false -> "
+   "y[B,L,E] ~h^[B,K,N,E]",
+   scan_apply, scan_gradient, "u dt A B C D z bias weight h",
+   "h_t = exp(d_t A) h_t-1 + d_t u_t B_t, y_t = (C_t h_t + D u_t) silu(z_t), d = softplus(dt + bias); with a weight of 1 to 64 columns "
+   "d = softplus(weight dt + bias), without one R = E (arXiv 2312.00752, alg. 2)",
+   selective_check, NULL, "B C", "dt B C"},
   {"scan_pair",
-   "u[B,L,E] dt[B,L,E] A^[E,N] B~[B,L,N] C~[B,L,N] D^[E]? bias^[E]? u_b[B,L,E] dt_b[B,L,E] A_b^[E,N] B_b~[B,L,N] C_b~[B,L,N] "
-   "D_b^[E]? bias_b^[E]? | softplus=true -> y[B,L,E] y_b[B,L,E] ~h^[B,K,N,E] ~h_b^[B,K,N,E]",
-   pair_apply, pair_gradient, "u dt A B C D bias u_b dt_b A_b B_b C_b D_b bias_b h h_b",
-   "two selective scans at once, the second from the last token to the first (arXiv 2401.09417, alg. 1)", scan_check, NULL},
+   "u[B,L,E] dt~[B,L,R] A^[E,N] B~[B,L,N] C~[B,L,N] D^[E]? bias^[E]? weight^[E,R]? u_b[B,L,E] dt_b~[B,L,R] A_b^[E,N] B_b~[B,L,N] "
+   "C_b~[B,L,N] D_b^[E]? bias_b^[E]? weight_b^[E,R]? | softplus=true -> y[B,L,E] y_b[B,L,E] ~h^[B,K,N,E] ~h_b^[B,K,N,E]",
+   pair_apply, pair_gradient, "u dt A B C D bias weight u_b dt_b A_b B_b C_b D_b bias_b weight_b h h_b",
+   "two selective scans at once, the second from the last token to the first; weights as for selective_scan (arXiv 2401.09417, alg. 1)",
+   pair_check, NULL, "B C B_b C_b", "dt B C dt_b B_b C_b"},
   {"gate", "a[*,E] z~[*,E] b[*,E]? | scale=1 -> y[*,E]", gate_apply, gate_gradient, "a z b",
    "y = scale (a + b) silu(z): joins both scan directions (arXiv 2401.09417, alg. 1)", NULL, NULL, NULL, "z"},
   {"scan_matrix", "dt[B,L,E] A^[E,N] B~[B,L,N] C~[B,L,N] bias^[E]? | softplus=true reverse=false -> m[B,L,L]", matrix_apply, NULL,

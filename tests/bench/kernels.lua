@@ -78,26 +78,30 @@ local function scan(c, what, shape, dtype, figures)
   row(c, what .. " backward", dtype, backward, s * rows * (7 * e + 4 * n) + kept, 3 * exps, figures[3], figures[4])
 end
 
--- Both directions in one launch, as a Vision Mamba has them. still: all decays round to 1 (decay "identity" as it starts).
-local function scan_pair(c, dtype, still)
+-- Both directions in one launch, as a Vision Mamba has them. still: all decays round to 1 (decay "identity" as it starts); rank: dt
+-- from so many columns, in the scan.
+local function scan_pair(c, dtype, still, rank)
   local b, l, e, n = 64, 197, 384, 16
+  local names = { "u", "dt", "A", "B", "C", "D", "bias", rank and "weight" or nil }
   local A = still and core.full({ e, n }, -math.exp(-20), "f32", timing.device) or op.affine(op.abs(random("f32", e, n)), -1, -0.1)
   local D, bias = random("f32", e), random("f32", e)
   local sets = timing.sets(function()
-    local _, B, C = random(dtype, b, l, 12 + 2 * n):split(3, { 12, n, n })
-    return { random(dtype, b, l, e), random(dtype, b, l, e), A, B, C, D, bias }
+    local low, B, C = random(dtype, b, l, 12 + 2 * n):split(3, { rank or 12, n, n })
+    return { random(dtype, b, l, e), rank and low or random(dtype, b, l, e), A, B, C, D, bias, rank and random("f32", e, rank) or nil }
   end)
   for i, set in ipairs(sets) do -- the other direction reads another set
-    for k, t in ipairs(sets[i % #sets + 1]) do
-      if k <= 7 then set[7 + k] = t end
-    end
+    for k = 1, #names do set[#names + k] = sets[i % #sets + 1][k] end
   end
-  local value, _, backward = timing.pass(sets, op.scan_pair)
+  local value, _, backward = timing.pass(sets, function(...)
+    local args = {}
+    for k, name in ipairs(names) do args[name], args[name .. "_b"] = select(k, ...), (select(#names + k, ...)) end
+    return op.scan_pair(args)
+  end)
   local s, rows, exps = size(dtype), 2 * b * l, still and 0 or 2 * b * l * e * n
   local kept = 2 * ((l + 15) // 16) * b * n * e * 4
-  local what = still and "scan pair, decay 1" or "scan pair"
-  row(c, what .. " forward", dtype, value, s * rows * (3 * e + 2 * n), exps)
-  row(c, what .. " backward", dtype, backward, s * rows * (5 * e + 4 * n) + kept, 3 * exps)
+  local what, steps = "scan pair" .. (rank and ", dt inside" or "") .. (still and ", decay 1" or ""), rank or e
+  row(c, what .. " forward", dtype, value, s * rows * (2 * e + steps + 2 * n), exps)
+  row(c, what .. " backward", dtype, backward, s * rows * (3 * e + 2 * steps + 4 * n) + kept, 3 * exps)
 end
 
 local function conv(c, dtype, figures)
@@ -213,6 +217,8 @@ function M.run(sections)
   for _, dtype in ipairs { "f32", "bf16" } do
     scan_pair(c, dtype, false)
     scan_pair(c, dtype, true)
+    scan_pair(c, dtype, false, 12)
+    scan_pair(c, dtype, true, 12)
   end
   conv(c, "f32", { 0.024, 0.016, 0.063, 0.030 })
   conv(c, "bf16", {})

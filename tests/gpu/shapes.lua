@@ -252,54 +252,64 @@ end
 -- ---- the scan and what is around it -----------------------------------------------------------------
 
 -- o: reverse; all: D, z, bias; packed: B, C, z are parts of wider rows; positive: dt as it is, without softplus; identity: A near 0;
--- frozen: names without a gradient; value: forward only.
+-- rank: dt has so many columns, and a weight; with packed it is a part too; frozen: names without a gradient; value: forward only.
 local function scan(b, l, e, n, o)
   local words = {}
   for _, k in ipairs { "reverse", "all", "packed", "positive", "identity", "frozen", "value" } do
     if o[k] then words[#words + 1] = k end
   end
+  if o.rank then words[#words + 1] = "rank " .. o.rank end
+  local first = o.rank or 3 -- columns before B
   local function make()
-    local real, wide = { u = normal(b, l, e), dt = (o.positive and positive or normal)(b, l, e) }, {}
+    local real, wide = { u = normal(b, l, e) }, {}
+    if not (o.packed and o.rank) then real.dt = (o.positive and positive or normal)(b, l, o.rank or e) end
     wide.A = o.identity and core.full({ e, n }, -math.exp(-20), "f64") or op.affine(positive(e, n), -1)
-    if o.packed then real.low, real.xz = normal(b, l, 3 + 2 * n), normal(b, l, 2 * e)
+    wide.weight = o.rank and op.affine((o.positive and positive or normal)(e, o.rank), o.rank ^ -0.5) or nil
+    if o.packed then real.low, real.xz = normal(b, l, first + 2 * n), normal(b, l, 2 * e)
     else real.B, real.C, real.z = normal(b, l, n), normal(b, l, n), o.all and normal(b, l, e) or nil end
     if o.all then wide.D, wide.bias = normal(e), normal(e) end
     return { real = real, wide = wide }
   end
   local frozen = o.frozen
-  if o.value then frozen = { "u", "dt", "A", "B", "C", "D", "z", "bias", "low", "xz" } end
+  if o.value then frozen = { "u", "dt", "A", "B", "C", "D", "z", "bias", "low", "xz", "weight" } end
   add { "selective_scan", ("b%d l%d e%d n%d %s"):format(b, l, e, n, table.concat(words, " ")), forward = 5e-5,
     frozen = frozen, make = make,
     call = function(t)
-      local B, C, z, _ = t.B, t.C, t.z, nil
+      local dt, B, C, z, _ = t.dt, t.B, t.C, t.z, nil
       if o.packed then
-        _, B, C = t.low:split(3, { 3, n, n })
+        local low
+        low, B, C = t.low:split(3, { first, n, n })
+        dt = o.rank and low or dt
         _, z = t.xz:split(3, { e, e })
       end
-      return op.selective_scan(t.u, t.dt, t.A, B, C, t.D, z, t.bias, { reverse = o.reverse or false, softplus = not o.positive })
+      return op.selective_scan(t.u, dt, t.A, B, C, t.D, z, t.bias, t.weight, { reverse = o.reverse or false, softplus = not o.positive })
     end }
 end
 
--- o: identity, as above, of the first direction; packed. Both directions have D and bias.
+-- o: identity, as above, of the first direction; packed, rank. Both directions have D and bias.
 local function scan_pair(b, l, e, n, o)
   local function make()
     local real, wide = {}, {}
     for _, back in ipairs { "", "_b" } do
-      real["u" .. back], real["dt" .. back] = normal(b, l, e), normal(b, l, e)
+      real["u" .. back] = normal(b, l, e)
+      if not (o.packed and o.rank) then real["dt" .. back] = normal(b, l, o.rank or e) end
+      if o.rank then wide["weight" .. back] = op.affine(normal(e, o.rank), o.rank ^ -0.5) end
       wide["A" .. back] = o.identity and back == "" and core.full({ e, n }, -math.exp(-20), "f64") or op.affine(positive(e, n), -1)
       wide["D" .. back], wide["bias" .. back] = normal(e), normal(e)
-      if o.packed then real["low" .. back] = normal(b, l, 3 + 2 * n)
+      if o.packed then real["low" .. back] = normal(b, l, (o.rank or 3) + 2 * n)
       else real["B" .. back], real["C" .. back] = normal(b, l, n), normal(b, l, n) end
     end
     return { real = real, wide = wide }
   end
-  add { "scan_pair", ("b%d l%d e%d n%d%s"):format(b, l, e, n, o.identity and " identity" or ""), forward = 5e-5, make = make,
+  local words = (o.identity and " identity" or "") .. (o.rank and " rank " .. o.rank or "")
+  add { "scan_pair", ("b%d l%d e%d n%d%s"):format(b, l, e, n, words), forward = 5e-5, make = make,
     call = function(t)
-      local args, _ = {}, nil
+      local args = {}
       for name, value in pairs(t) do args[name] = value end
       for _, back in ipairs(o.packed and { "", "_b" } or {}) do
         args["low" .. back] = nil
-        _, args["B" .. back], args["C" .. back] = t["low" .. back]:split(3, { 3, n, n })
+        local low, B, C = t["low" .. back]:split(3, { o.rank or 3, n, n })
+        args["dt" .. back], args["B" .. back], args["C" .. back] = o.rank and low or args["dt" .. back], B, C
       end
       return op.scan_pair(args)
     end }
@@ -502,7 +512,20 @@ function M.full()
     scan(3, 50, 33, 16, { positive = true, reverse = true })
     scan(3, 50, 384, 16, { frozen = { "A", "dt", "C" } })
     scan(3, 197, 384, 16, { value = true, packed = true, all = true })
+    scan(3, 197, 384, 16, { rank = 12, packed = true, all = true })
+    scan(3, 50, 33, 16, { rank = 1, reverse = true })
+    scan(3, 50, 97, 16, { rank = 5, all = true, identity = true })
+    scan(2, 37, 130, 17, { rank = 16, packed = true, reverse = true })
+    scan(1, 33, 70, 40, { rank = 64, positive = true })
+    scan(1, 1024, 33, 17, { rank = 13, all = true, reverse = true })
+    scan(1, 2048, 64, 16, { rank = 48, packed = true, all = true })
+    scan(3, 50, 384, 16, { rank = 12, frozen = { "A", "dt", "C", "D", "bias" } })
+    scan(3, 50, 384, 16, { rank = 12, frozen = { "weight", "A", "D", "bias" } })
+    scan(3, 50, 384, 16, { rank = 12, value = true, packed = true, all = true })
     scan_pair(64, 197, 384, 16, { packed = true, identity = true })
+    scan_pair(64, 197, 384, 16, { packed = true, rank = 12 })
+    scan_pair(3, 197, 384, 16, { packed = true, identity = true, rank = 12 })
+    scan_pair(1, 1024, 33, 16, { identity = true, rank = 33 })
     scan_pair(3, 50, 33, 17, {})
     scan_pair(1, 1024, 33, 16, { identity = true })
     scan_pair(3, 1024, 384, 64, { packed = true })
@@ -564,6 +587,7 @@ function M.real()
     scan(8, 197, 384, 16, { packed = true, all = true })
     scan(8, 197, 384, 16, { packed = true, all = true, reverse = true })
     scan_pair(8, 197, 384, 16, { packed = true, identity = true })
+    scan_pair(8, 197, 384, 16, { packed = true, rank = 12 })
     scan(1, 1024, 128, 16, { all = true })
     sums({ 8 * 197, 192 }, 1)
     sums({ 1000003 }, 0)
@@ -604,6 +628,8 @@ function M.empty()
     scan(0, 5, 3, 4, { all = true })
     scan_pair(0, 5, 3, 4, {})
     scan_pair(2, 5, 0, 4, {})
+    scan_pair(0, 5, 3, 4, { rank = 2, packed = true })
+    scan_pair(2, 5, 0, 4, { rank = 2, packed = true })
     scan(2, 0, 3, 4, { all = true, packed = true })
     scan(2, 5, 0, 4, { all = true })
     scan_matrix(0, 7, 5, 3, false)
@@ -646,6 +672,8 @@ function M.tiny()
     scan(1, 5, 3, 5, { reverse = true, all = true })
     scan(1, 33, 35, 17, { positive = true })
     scan(1, 3, 5, 64, { frozen = { "A" } })
+    scan(2, 17, 67, 16, { rank = 12, packed = true, all = true })
+    scan(1, 33, 5, 17, { rank = 17, reverse = true })
     scan_matrix(2, 7, 5, 3, false)
     largest(2, 7, 3)
     gate(2, 5, 7, true)

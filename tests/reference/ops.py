@@ -38,8 +38,9 @@ def case(op, inputs, reference, label="", fixed=(), **options):
                       grads=sorted(n for n, t in leaves.items() if t.requires_grad)))
 
 
-def scan(u, dt, A, B, C, D=None, z=None, bias=None, softplus=True, reverse=False):
+def scan(u, dt, A, B, C, D=None, z=None, bias=None, weight=None, softplus=True, reverse=False):
     flip = (lambda t: t.flip(1)) if reverse else (lambda t: t)
+    dt = F.linear(dt, weight) if weight is not None else dt
     d = dt + bias if bias is not None else dt
     d = F.softplus(d) if softplus else d
     us, ds, Bs, Cs = map(flip, (u, d, B, C))
@@ -193,6 +194,21 @@ for rows, width, k in ((3, 7, 3), (5, 40, 40), (2, 1, 1)):
     key, y = f"{len(cases):03d}.largest", x.topk(k).values
     tensors |= {f"{key}.in.x": x, f"{key}.out.1": y}  # columns: tests/strategies_spec.lua
     cases.append(dict(key=key, op="largest", label=f"{rows},{width},{k}", options=dict(k=k), inputs=["x"], outputs=1, grads=[]))
+
+# The step from fewer columns, through a weight.
+for B, L, E, N, R in [(1, 37, 18, 16, 12), (1, 5, 3, 4, 1), (2, 17, 5, 5, 7)]:
+    args = {}
+    for back in ("", "_b"):
+        args |= {n + back: t for n, t in dict(u=rnd(B, L, E), dt=rnd(B, L, R), A=-rnd(E, N).abs() - 0.1, B=rnd(B, L, N), C=rnd(B, L, N),
+                                              D=rnd(E), bias=rnd(E), weight=rnd(E, R, scale=R ** -0.5)).items()}
+    both = (lambda **a: (scan(**{n: t for n, t in a.items() if not n.endswith("_b")}),
+                         scan(reverse=True, **{n[:-2]: t for n, t in a.items() if n.endswith("_b")})))
+    case("scan_pair", args, both, f"{B},{L},{E},{N} weight of {R}")
+    one = {n: t for n, t in args.items() if not n.endswith("_b")}
+    case("selective_scan", dict(one, z=rnd(B, L, E)), lambda r=R < 12, **a: scan(reverse=r, **a), f"{B},{L},{E},{N} weight of {R}",
+         reverse=R < 12)
+case("selective_scan", dict(u=rnd(1, 19, 4), dt=rnd(1, 19, 64), A=-rnd(4, 3).abs(), B=rnd(1, 19, 3), C=rnd(1, 19, 3),
+                            weight=rnd(4, 64, scale=0.1)), lambda **a: scan(softplus=False, **a), "weight of 64, no softplus", softplus=False)
 
 save_file({n: t.contiguous() for n, t in tensors.items()}, sys.argv[1], metadata=dict(cases=json.dumps(cases)))
 print(len(cases), "cases,", len(tensors), "tensors")

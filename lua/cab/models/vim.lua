@@ -21,6 +21,7 @@ local M = {
   }),
 }
 local TAPS = taps.declare({ "B", "C", "dt", "x", "z", "matrix", "mixing", "hidden", "logits" }, { "B", "C", "dt", "x", "matrix", "mixing" })
+local WIDEST = 16 -- rank up to which the scan applies dt_proj: of more columns a product of their own is faster
 local DIRECTIONS = { "", "_b" } -- forward, backward: the suffix of parameters and taps
 
 -- b_dt with softplus(b_dt) = exp(U(log 1e-3, log 1e-1)): x + log(1 - exp(-x)), in f64.
@@ -44,25 +45,28 @@ end
 
 local Mixer = {}
 
--- What one direction's scan reads, from x [b,l,E]: u, dt, A, B, C, D, bias, named for op.scan_pair; whether softplus is to come.
--- Taps in natural token order.
+-- What one direction's scan reads, from x [b,l,E]: u, dt, A, B, C, D, bias, weight, named for op.scan_pair; whether softplus is to
+-- come. The scan applies dt_proj, so that dt [b,l,E] reaches memory only where it is looked at. Taps in natural token order.
 function Mixer:direction(x, suffix, put, wanted, layer, args)
   local reverse = suffix == "_b"
   local dt_proj, A_log = self["dt_proj" .. suffix], self[reverse and "A_b_log" or "A_log"]
   local cv = self["conv1d" .. suffix]
   local u = op.conv1d(x, cv.weight, cv.bias, { reverse = reverse })
   local low, B, C = self["x_proj" .. suffix](u):split(3, { self.rank, self.N, self.N })
-  local dt, bias, soft = op.linear(low, dt_proj.weight), dt_proj.bias, true
-  if wanted and wanted.dt then dt, bias, soft = op.softplus(dt + build.cast(bias, dt:dtype())), nil, false end
+  local dt, weight, bias, soft = low, dt_proj.weight, dt_proj.bias, true
+  local wants = wanted or {}
+  if wants.dt or wants.matrix or wants.mixing or self.rank > WIDEST then dt, weight = op.linear(low, weight), nil end
+  if wants.dt then dt, bias, soft = op.softplus(dt + build.cast(bias, dt:dtype())), nil, false end
   local A = -op.exp(A_log)
   put("x", layer, u, suffix) put("B", layer, B, suffix) put("C", layer, C, suffix) put("dt", layer, dt, suffix)
-  if wanted and wanted.matrix then
+  if wants.matrix then
     put("matrix", layer, op.scan_matrix(dt, A, B, C, bias, { softplus = soft, reverse = reverse }), suffix)
   end
-  if wanted and wanted.mixing then
+  if wants.mixing then
     put("mixing", layer, mixing.scan { dt = dt, A = A, B = B, C = C, bias = bias, softplus = soft, reverse = reverse }, suffix)
   end
-  for name, t in pairs { u = u, dt = dt, A = A, B = B, C = C, D = self["D" .. suffix], bias = bias } do args[name .. suffix] = t end
+  local read = { u = u, dt = dt, A = A, B = B, C = C, D = self["D" .. suffix], bias = bias, weight = weight }
+  for name, t in pairs(read) do args[name .. suffix] = t end
   args.softplus = soft
 end
 
