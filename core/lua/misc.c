@@ -73,13 +73,15 @@ static int sync_device(lua_State *L) {
 
 /* ---- memory, threads ------------------------------------------------------------------------------ */
 
-/* core.memory([device]) -> {live=, peak=, cached=} bytes: in tensors now, at most, kept for later */
+/* core.memory([device]) -> {live=, peak=, cached=, size=} bytes: in tensors now, at most, kept for later, of the device */
 static int memory(lua_State *L) {
   CabDevice *device = bind_opt_device(L, 1);
-  lua_createtable(L, 0, 3);
+  uint64_t size = device == cab_cpu() ? (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE) : device->size;
+  lua_createtable(L, 0, 4);
   lua_pushinteger(L, (lua_Integer)device->live), lua_setfield(L, -2, "live");
   lua_pushinteger(L, (lua_Integer)device->peak), lua_setfield(L, -2, "peak");
   lua_pushinteger(L, (lua_Integer)device->cached), lua_setfield(L, -2, "cached");
+  lua_pushinteger(L, (lua_Integer)size), lua_setfield(L, -2, "size");
   return 1;
 }
 

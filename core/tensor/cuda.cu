@@ -393,6 +393,7 @@ static CabStatus open_stream(Gpu *gpu) {
   if (chip.major < 8)
     return cab_fail(CAB_E_DEVICE, "%s: %s is sm_%d; this build runs on sm_80 and later", gpu->name, chip.name, gpu->architecture);
   snprintf(gpu->device->chip, sizeof gpu->device->chip, "%.60s (sm_%d)", chip.name, gpu->architecture);
+  gpu->device->size = chip.totalGlobalMem;
   s->multiprocessors = chip.multiProcessorCount;
   CUDA_TRY(gpu, cudaStreamCreateWithFlags(&s->stream, cudaStreamNonBlocking), "open");
   for (int i = 0; i < 2; i++) {

@@ -36,6 +36,7 @@ typedef struct CabDevice {
   struct CabStream *stream;
   bool capturing;
   uint64_t live, peak, cached; /* bytes in tensors now and at most; held by the cache for later */
+  uint64_t size;               /* bytes of memory that the device has */
   char chip[96];               /* "NVIDIA H100 (sm_90)", empty on the CPU */
 } CabDevice;
 CabDevice *cab_cpu(void);                     /* caching allocator; best ISA chosen once */

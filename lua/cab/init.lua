@@ -11,8 +11,8 @@ local modules = {
   mixing = "cab.mixing", similarity = "cab.similarity", layers = "cab.layers", maps = "cab.maps",
   taps = "cab.taps", pairs = "cab.pairs", options = "cab.options", gradcheck = "cab.gradcheck",
   plot = "cab.plot", charts = "cab.charts", pictures = "cab.pictures", runs = "cab.runs", session = "cab.session",
-  audit = "cab.audit", recompute = "cab.recompute", weights = "cab.weights", names = "cab.names", job = "cab.job", compare = "cab.compare",
-  study = "cab.study", statistics = "cab.statistics",
+  audit = "cab.audit", plan = "cab.plan", recompute = "cab.recompute", weights = "cab.weights", names = "cab.names", job = "cab.job",
+  compare = "cab.compare", study = "cab.study", statistics = "cab.statistics",
 }
 
 local cab = {

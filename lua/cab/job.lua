@@ -126,6 +126,26 @@ local function choose_device(self)
   core.precision(self.device, r.precision == "f32" and "f32" or "tf32") -- in a bf16 run: of the products that are left in f32
 end
 
+-- "student.layers.*.mixer.*" as a Lua pattern: * stands for any text.
+local function glob(text) return "^" .. text:gsub("[%^%$%(%)%%%.%[%]%+%-%?]", "%%%0"):gsub("%*", ".*") .. "$" end
+
+-- What `train` of each stage leaves to be trained, by parameter; a pattern without a parameter is a fault.
+local function choose(self)
+  local names = {}
+  for i, p in ipairs(self.params) do names[i] = (p.student and "student." or "") .. p.name end
+  for number, s in ipairs(self.stages) do
+    s.trained = {}
+    for k, text in ipairs(s.spec.train or { "*" }) do
+      local found, pattern = false, glob(text)
+      for i, p in ipairs(self.params) do
+        if names[i]:find(pattern) then found, s.trained[p] = true, true end
+      end
+      if not found then check.fail(2, ("stages.%d.train.%d: %s"):format(number, k, check.unknown("parameter", text, names)), { id = "train" }) end
+    end
+  end
+  for _, p in ipairs(self.params) do p.free = p.tensor.requires_grad end -- not where a strategy froze it
+end
+
 --- Opens data and builds the models.
 ---@param r table resolved recipe
 ---@return Job
@@ -170,6 +190,7 @@ function M.build(r)
   add_parameters(self, self.student:parameters(), true)
   for _, made in ipairs(self.strategies) do add_parameters(self, made.strategy:parameters(), false) end
   if self.pairs then add_parameters(self, self.pairs:parameters(), false) end
+  choose(self)
   plan(self)
   return self
 end
@@ -216,6 +237,12 @@ function Job:begin(stage)
     end)
   end
   return said
+end
+
+--- Only what the stage trains wants gradients from now on.
+---@param stage table
+function Job:enter(stage)
+  for _, p in ipairs(self.params) do p.tensor.requires_grad = p.free and stage.trained[p] or false end
 end
 
 ---@param step integer

@@ -63,6 +63,7 @@ return {
     steps = "length in optimizer steps",
     tokens = "length in tokens of text, as 2e8 or `\"200M\"`",
     lr = "given: the stage has a schedule of its own with this highest rate",
+    train = "names of what is trained, as `{ \"aligner.*\", \"student.layers.*.mixer.*\" }`, `*` for any text; all without it",
   },
   term = {
     strategy = "its name, may stand first without its key, or a strategy of your own; default: the term's name",

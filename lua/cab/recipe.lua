@@ -67,6 +67,7 @@ local stage = {
   steps  = { "integer", min = 1 },
   tokens = { "number|string", min = 1 },                        -- of text, as 2e8 or "200M"
   lr     = { numbers, min = 0 },                                -- given: the stage has its own schedule
+  train  = { "table" },                                         -- patterns of parameter names, as "aligner.*"; all without it
 }
 M.schema, M.parts, M.stage = schema, parts, stage -- for cab.reference
 
@@ -107,6 +108,8 @@ local function stages(list)
     local s = check.options(stage, check.value({ "table" }, given, path), path)
     local lengths = (s.epochs and 1 or 0) + (s.steps and 1 or 0) + (s.tokens and 1 or 0)
     if lengths ~= 1 then check.usage(path .. " needs one of epochs, steps and tokens") end
+    for k, text in pairs(s.train or {}) do check.value({ "string" }, text, ("%s.train.%s"):format(path, k)) end
+    if s.train and #s.train == 0 then check.usage(path .. ".train is empty: the stage would train nothing") end
     if s.tokens then schedule.count(s.tokens, path .. ".tokens") end
     local loss, count = {}, 0
     for name, value in pairs(s.loss) do

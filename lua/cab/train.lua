@@ -8,6 +8,8 @@ local folders = require "cab.folder"
 local jobs = require "cab.job"
 local schedule = require "cab.schedule"
 local evaluate = require "cab.eval"
+local audits = require "cab.audit"
+local plans = require "cab.plan"
 local progress = require "cab.progress"
 local steps = require "cab.step"
 local runs = require "cab.runs"
@@ -90,6 +92,10 @@ function Run:step(step)
   local scope <close> = core.scope()
   local job, o, stepper = self.job, self.job.recipe.optim, self.stepper
   local stage, number = job:stage(step)
+  if stage ~= self.stage then
+    job:enter(stage)
+    self.stage = stage
+  end
   self:take(scope, step)
   if step == stage.first then
     for _, text in ipairs(job:begin(stage)) do self:say(("stage %d: %s"):format(number, text)) end
@@ -106,16 +112,18 @@ function Run:step(step)
   return row
 end
 
--- The first step of a stage: every term must reach a parameter, and says so if it reaches none of the student's.
+-- The first step of a stage: the gradient audit, whose faults end the run, and before the very first step the plan.
 function Run:first(stage, number)
-  local shares = self.job:shares(stage, self.stepper:images(), self.stepper.batch.labels, self.stepper.batch.targets)
-  for name, norm in pairs(shares) do
-    if norm.all == 0 then
-      check.fail(2, ("stage %d: loss term '%s' reaches no parameter"):format(number, name), { id = "dead-term" })
-    elseif norm.student == 0 then
-      self:say(("warning: stage %d: loss term '%s' reaches no parameter of the student, only its own"):format(number, name))
-    end
+  local job, batch = self.job, self.stepper.batch
+  local audit = audits.stage(job, number, { images = self.stepper:images(), labels = batch.labels, targets = batch.targets })
+  self.peak = math.max(self.peak, audit.peak)
+  if #audit.faults > 0 then
+    local more = #audit.faults > 1 and ("; and %d more: see cab check"):format(#audit.faults - 1) or ""
+    check.fail(2, audit.faults[1] .. more, { id = "audit" })
   end
+  self:say(("audit of stage %d: %s"):format(number, audits.line(audit)))
+  for _, text in ipairs(audit.warnings) do self:say("warning: " .. text) end
+  if stage.first == 1 then self:say("plan: " .. plans.line(plans.new(job, audit.activations, audit.pass))) end
 end
 
 -- Has the stepper take the batch of a step; loaders are opened at the right place of the right epoch.
@@ -387,7 +395,7 @@ function M.run(r, o)
   local path = o.out or folders.choose(name, o.resume)
   local _run <close> = core.scope()
   local self = setmetatable({ folder = folders.open(path, o.resume), stop_after = o.stop_after, waited = 0, waited_before = 0,
-    skipped = 0, norms = {}, rewound = {}, spent = 0, begun = core.now() }, Run)
+    skipped = 0, norms = {}, rewound = {}, peak = 0, spent = 0, begun = core.now() }, Run)
   self.bar = progress.new { total = 1, name = name, quiet = o.quiet }
   core.catch_signals(true)
   local ok, stopped, at = pcall(function()
@@ -426,6 +434,7 @@ function M.run(r, o)
   if ok and not stopped and r.export ~= "" then M.export(self, r.export) end
   local memory = self.job and core.memory(self.job.device)
   if ok then
+    memory.peak = math.max(memory.peak, self.peak)
     self:say(("at most %.1f MiB in tensors on %s, %.1f MiB held for them at the end"):format(memory.peak / (1 << 20), self.job.device,
       (memory.live + memory.cached) / (1 << 20)))
   end
