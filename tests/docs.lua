@@ -2,7 +2,7 @@
 --- compared. A comment is one of
 ---   <!-- file: my/a.lua -->     the snippet is written to that file of the page's folder before it is run
 ---   <!-- from: kernels/a.h -->  the snippet stands word for word in that file; a line "..." is a gap
----   <!-- with: a=1 b=2 -->      a shortened form: these words follow every `cab run` of the snippet
+---   <!-- with: a=1 b=2 -->      a shortened form: these words follow every `build/cab` of the snippet
 ---   <!-- exits: 2 -->           the exit code of its last command
 ---   <!-- goes on -->            it follows the page's snippet before it, whose locals it sees
 ---   <!-- not run: reason -->
@@ -135,7 +135,7 @@ end
 
 --- Runs a command line in a folder. @return integer code, string output
 function M.run(dir, line, with)
-  if with then line = line:gsub("(build/cab run [^|>&]+)", function(call) return call:gsub("%s+$", "") .. " " .. with .. " " end) end
+  if with then line = line:gsub("(build/cab %a+ [^|>&;]+)", function(call) return call:gsub("%s+$", "") .. " " .. with .. " " end) end
   return process.sh(("cd '%s' && export HOME='%s' OMP_NUM_THREADS=1 && %s"):format(dir, dir, line))
 end
 

@@ -125,7 +125,9 @@ function kinds.memory(runs)
   return curve("memory in tensors, at most", "MiB", series(runs, "speed", function(r) return r.peak and r.peak / (1 << 20) end), { logy = false, low = 0 })
 end
 
--- The last evaluation of a run.
+--- The last evaluation of a run.
+---@param run table
+---@return table?
 function M.last(run)
   local last
   for _, row in ipairs(rows_of(run, "metrics")) do last = row.eval or last end
@@ -202,6 +204,9 @@ function M.chart(what, runs, o)
 end
 
 --- Accuracy or perplexity over steps into a file: the picture at the end of a comparison.
+---@param runs table[]
+---@param path string
+---@param title string
 ---@return string? path
 ---@return string? why
 function M.evaluations(runs, path, title)

@@ -37,24 +37,37 @@ function M.compare(given)
   return self
 end
 
+--- Whether a value is a comparison.
+---@param value any
+---@return boolean
 function M.is(value) return getmetatable(value) == Comparison end
+
+-- Whether a run has the loss term that an override speaks of, as "stages.1.loss.align.weight=3".
+local function has_term(run, text)
+  local stage, term = text:match "^stages%.(%d+)%.loss%.([%w_]+)"
+  local s = run.recipe.resolved.stages[math.tointeger(tonumber(stage))]
+  return s ~= nil and s.loss[term] ~= nil
+end
 
 --- Overrides for all runs; one that fits none of them is a fault, one on a loss term goes to the runs that have it.
 ---@param runs table[] {recipe}
 ---@param texts string[]
 function M.override(runs, texts)
   for _, text in ipairs(texts) do
-    local taken, first
+    local taken, fault
     for _, run in ipairs(runs) do
       local ok, e = pcall(run.recipe.override, run.recipe, { text })
       if ok then taken = true
       elseif check.code(e) ~= 2 or not text:find("^stages%.%d+%.loss%.") then error(e, 0)
-      else first = first or e end
+      elseif not fault or has_term(run, text) then fault = e end -- of a run that has the term: it says what of it is wrong
     end
-    if not taken then error(first, 0) end
+    if not taken then error(fault, 0) end
   end
 end
 
+--- Overrides for all runs, as M.override.
+---@param texts string[] "key=value"
+---@return Comparison itself
 function Comparison:override(texts)
   M.override(self.runs, texts)
   return self
@@ -164,6 +177,8 @@ function Comparison:report(root, o)
   if self.sample ~= "" and of_text and not o.quiet then samples(self, say) end
 end
 
+--- The names of the runs, in order, as one text.
+---@return string
 function Comparison:names()
   local list = {}
   for i, run in ipairs(self.runs) do list[i] = run.name end

@@ -92,6 +92,8 @@ local Feed = {}
 Feed.__index = Feed
 
 --- The next batch on the CPU: ids i32[b,l], segments i32[b,l]; nil at the end.
+---@return cab.Tensor? ids
+---@return cab.Tensor? segments
 function Feed:raw() return self.windows:next() end
 
 --- The next batch written to tensors on any device; false, and nothing is taken, if there is none of their shape.
@@ -101,6 +103,8 @@ function Feed:raw() return self.windows:next() end
 function Feed:into(ids, segments) return self.windows:into(ids, segments) end
 
 --- The next batch on the data's device.
+---@return cab.Tensor? ids i32[b,l]; nil at the end
+---@return cab.Tensor? segments i32[b,l]
 function Feed:next()
   local ids, segments = self:raw()
   if ids and self.device ~= "cpu" then return ids:to(self.device), segments:to(self.device) end
@@ -108,12 +112,14 @@ function Feed:next()
 end
 
 --- Nothing is ever left out: an id that is none is an error.
+---@return nil
 function Feed.complaints() return nil end
 
 --- Seconds that batches were waited for so far.
 ---@return number
 function Feed:waited() return self.windows:wait() end
 
+--- Ends the pass and its threads.
 function Feed:close() self.windows:close() end
 Feed.__close = Feed.close
 
@@ -132,6 +138,7 @@ end
 ---@param split string
 ---@param at integer
 ---@param n integer
+---@return cab.Tensor
 function Data:read(split, at, n)
   local part = self.parts[split]
   if at < 0 or n < 0 or at + n > self.tokens[split] then
@@ -143,6 +150,7 @@ end
 --- The first ids of a split, as one text: i32[n].
 ---@param split string
 ---@param most? integer 0 or none: all
+---@return cab.Tensor
 function Data:ids(split, most)
   local n = self.tokens[split]
   return self:read(split, 0, most and most > 0 and math.min(most, n) or n)
@@ -154,6 +162,8 @@ end
 function Data:batches(batch) return self.count.train // batch end
 
 --- What images are on their way to a model: ids stay.
+---@param ids cab.Tensor
+---@return cab.Tensor
 function Data:normalise(ids) return ids end
 
 --- xxh64 of the files behind the data and of the tokenizer.
@@ -164,6 +174,7 @@ function Data:hashes()
   return out
 end
 
+--- Closes token files and tokenizer.
 function Data:close()
   for _, part in pairs(self.parts) do part.tokens:close() end
   self.tokenizer:close()

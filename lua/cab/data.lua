@@ -152,6 +152,8 @@ end
 
 --- Text for language models: lua/cab/corpus.lua.
 M.kinds.text = { options = require "cab.corpus".options, build = function(spec, device) return require "cab.corpus".build(spec, device) end }
+---@param options? table docs/recipe.md, data.text
+---@return table spec
 function M.text(options)
   local spec = check.options(M.kinds.text.options, options, "data.text")
   spec.kind = "text"
@@ -196,6 +198,9 @@ Feed.__index = Feed
 
 --- The next batch as the loader has it, on the CPU: images f32 or u8 [b,C,H,W], labels i32[b], targets f32[b,classes] if records
 --- are mixed; nil at the end.
+---@return cab.Tensor? images
+---@return cab.Tensor? labels
+---@return cab.Tensor? targets
 function Feed:raw() return self.loader:next() end
 
 --- The next batch, as raw() gives it, written to tensors on any device. False, and nothing is taken, if there is none of their
@@ -207,6 +212,7 @@ function Feed:raw() return self.loader:next() end
 function Feed:into(images, labels, targets) return self.loader:into(images, labels, targets) end
 
 --- Records of the split in the order of this pass: i32[n], from 0. A training pass ends with its last whole batch.
+---@return cab.Tensor
 function Feed:order() return self.loader:order() end
 
 --- What was left out or let pass so far, as a line for the log; nil if nothing was.
@@ -222,6 +228,9 @@ end
 function Feed:waited() return self.loader:wait() end
 
 --- The next batch on the data's device: images f32[b,C,H,W], normalised, labels i32[b], targets as in raw(); nil at the end.
+---@return cab.Tensor? images
+---@return cab.Tensor? labels
+---@return cab.Tensor? targets
 function Feed:next()
   local images, labels, targets = self:raw()
   if not images then return nil end
@@ -230,6 +239,7 @@ function Feed:next()
   return data:normalise(images:to(data.device)), labels:to(data.device), targets and targets:to(data.device)
 end
 
+--- Ends the pass and its threads.
 function Feed:close() self.loader:close() end
 Feed.__close = Feed.close
 
@@ -279,6 +289,7 @@ function Data:hashes()
   return out
 end
 
+--- Closes the files.
 function Data:close()
   for _, set in pairs(self.sets) do set:close() end
 end

@@ -159,6 +159,7 @@ function M.words(row)
 end
 
 --- A score as people know it: name and number.
+---@param job Job
 ---@return string
 ---@return number
 function M.known(job, score)

@@ -1,6 +1,4 @@
 --- The public table. Parts are loaded when first used, so that parts may require "cab" themselves.
----@class cab
----@field op table<string, function> one function an op row
 local core = require "cab.core"
 
 local modules = {
@@ -15,6 +13,7 @@ local modules = {
   compare = "cab.compare", study = "cab.study", statistics = "cab.statistics",
 }
 
+---@class cab
 local cab = {
   op = core.ops, core = core, scope = core.scope, no_grad = core.no_grad, custom = core.custom,
   save = core.save, memory = core.memory, doctor = core.doctor,
@@ -25,9 +24,20 @@ for _, name in ipairs { "tensor", "zeros", "ones", "full", "empty", "arange", "u
 end
 
 --- Tensors and metadata of a weight file of any format: cab.weights.read.
+---@param path string
+---@param key? string of a PyTorch file that holds several state dicts
+---@return table<string, cab.Tensor>
+---@return table<string, string>
 function cab.load(path, key) return require "cab.weights".read(path, key) end
 --- A recipe file as a run in memory, a step at a time: cab.session.
+---@param path string
+---@param o? table
+---@return table
 function cab.open(path, o) return require "cab.session".open(path, o) end
+--- What is in a weight file, without its numbers: cab.weights.inspect.
+---@param path string
+---@param key? string
+---@return table[]
 function cab.inspect(path, key) return require "cab.weights".inspect(path, key) end
 
 --- Adds the names of all fields, those not loaded yet as well. @param into table<string, boolean>

@@ -287,6 +287,8 @@ function Job:losses(stage, images, labels, target)
 end
 
 --- sum of weight * value.
+---@param terms table[] of Job:losses
+---@return cab.Tensor scalar
 function M.total(terms)
   local sum
   for _, t in ipairs(terms) do
@@ -316,6 +318,7 @@ function Job:tensors(only_student)
   return list
 end
 
+--- Forgets the gradients of all parameters.
 function Job:clear_gradients()
   for _, p in ipairs(self.params) do p.tensor.grad = nil end
 end
@@ -346,6 +349,10 @@ end
 
 --- The gradient norm of each term alone, by a pass of its own each: on the student, and on all parameters. Of two terms that both
 --- reach the student, also the cosine of their gradients on it: below 0 they pull against each other.
+---@param stage table
+---@param images any as for Job:losses
+---@param labels any
+---@param target? any
 ---@return table name -> {student, all, share: of the student's sum}
 ---@return table<string, number> conflict "align, soft" -> cosine
 function Job:shares(stage, images, labels, target)
@@ -418,6 +425,8 @@ function Job:restore(tensors, path)
 end
 
 --- Calls fn with the averaged weights in place of the student's, if there are averages.
+---@param fn fun(): any
+---@return any what fn returns
 function Job:averaged(fn)
   local raw = {}
   local function swap(back)

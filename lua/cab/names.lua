@@ -125,6 +125,7 @@ local function parts_of(rule) return type(rule[1]) == "table" and rule[1] or { r
 
 --- The layout of this name; an unknown one is an error with the nearest name.
 ---@param name string
+---@return table
 function M.layout(name)
   local names = {}
   for _, l in ipairs(M.layouts) do
@@ -168,6 +169,7 @@ end
 
 --- The first layout in which every name has a place. nil, the nearest layout and its unexpected names if there is none.
 ---@param tensors table<string, cab.Tensor>
+---@return string? kind
 function M.detect(tensors)
   local best, least
   for _, layout in ipairs(M.layouts) do

@@ -52,12 +52,16 @@ function Module.__len(m) return rawget(m, "count") or 0 end
 function nn.module(kind, methods)
   return setmetatable({ __class = Module, __kind = kind, __items = {}, __methods = methods }, Module)
 end
+--- Whether a value is a module.
+---@param value any
+---@return boolean
 function nn.is_module(value) return is(value, Module) end
 
 --- A parameter to be registered by assignment: `self.weight = nn.param({O, I}, nn.kaiming(I))`.
 ---@param shape integer[]
 ---@param init fun(shape: integer[], seed: integer, name: string, dtype: string): cab.Tensor
 ---@param decay? boolean weight decay applies, default true
+---@return table to be assigned to a module
 function nn.param(shape, init, decay)
   return { __class = Param, shape = shape, init = init, decay = decay ~= false }
 end
@@ -77,6 +81,7 @@ end
 
 --- Draws every parameter on the CPU, the same bits for every device, and moves it to its own.
 ---@param o {seed?: integer, dtype?: string, prefix?: string, device?: string}
+---@return cab.Module itself
 function Module:init(o)
   local dtype, device = o.dtype or "f32", core.device(o.device or "cpu")
   walk(self, o.prefix or "", function(owner, item, name)
@@ -94,7 +99,8 @@ local function initialised(m)
   if missing then m:init {} end
 end
 
---- Ordered list of {name=, tensor=, decay=}. @param prefix? string put before each name
+--- Ordered list of {name=, tensor=, decay=}.
+---@param prefix? string put before each name
 ---@return { name: string, tensor: cab.Tensor, decay: boolean }[]
 function Module:parameters(prefix)
   initialised(self)
@@ -106,6 +112,7 @@ function Module:parameters(prefix)
 end
 
 --- name -> tensor (the parameters themselves, not copies).
+---@param prefix? string put before each name
 ---@return table<string, cab.Tensor>
 function Module:state(prefix)
   local state = {}
@@ -116,6 +123,8 @@ end
 local function shape_text(t) return "[" .. table.concat(t:shape(), ",") .. "]" end
 
 --- Compares names and shapes: three lists (names; names; "name: file [2,3], model [3,2]").
+---@param tensors table<string, cab.Tensor>
+---@param prefix? string put before the names of the module
 ---@return { missing: string[], unexpected: string[], mismatched: string[] }
 function Module:compare(tensors, prefix)
   prefix = prefix or ""
@@ -139,6 +148,7 @@ end
 --- missing, unexpected and mismatched.
 ---@param tensors table<string, cab.Tensor>
 ---@param prefix? string
+---@return cab.Module itself
 function Module:load(tensors, prefix)
   local d = self:compare(tensors, prefix)
   if #d.missing + #d.unexpected + #d.mismatched > 0 then require "cab.weights".refuse(d) end
@@ -149,6 +159,7 @@ function Module:load(tensors, prefix)
 end
 
 --- No parameter wants a gradient any more.
+---@return cab.Module itself
 function Module:freeze()
   for _, p in ipairs(self:parameters()) do p.tensor.requires_grad = false end
   return self
@@ -156,6 +167,7 @@ end
 
 --- Moves the parameters; those that are there already stay the same tensors. Gradients do not come along.
 ---@param device string "cpu", "cuda", "cuda:1", "auto"
+---@return cab.Module itself
 function Module:to(device)
   initialised(self)
   device = core.device(device)
@@ -170,6 +182,7 @@ function Module:to(device)
 end
 
 --- Number of elements of all parameters.
+---@return integer
 function Module:size()
   local n = 0
   for _, p in ipairs(self:parameters()) do n = n + p.tensor:count() end
@@ -177,19 +190,32 @@ function Module:size()
 end
 
 -- Initial values: each returns function(shape, seed, name, dtype) -> tensor.
+--- All elements alike.
+---@param value number
+---@return function init
 function nn.constant(value)
   return function(shape, _, _, dtype) return core.full(shape, value, dtype) end
 end
+--- U(-bound, bound).
+---@param bound number
+---@return function init
 function nn.uniform(bound)
   return function(shape, seed, name, dtype) return core.uniform(shape, -bound, bound, seed, name, dtype) end
 end
 --- Kaiming-uniform with a = sqrt 5: U(+-fan_in^-0.5) * scale, the default of published linears and convolutions.
+---@param fan_in integer
+---@param scale? number
+---@return function init
 function nn.kaiming(fan_in, scale) return nn.uniform((scale or 1) * fan_in ^ -0.5) end
 --- Normal cut at two absolute units, as published position and class tokens and heads.
+---@param deviation number
+---@return function init
 function nn.trunc_normal(deviation)
   return function(shape, seed, name, dtype) return core.trunc_normal(shape, 0, deviation, -2, 2, seed, name, dtype) end
 end
 --- LeCun normal cut at two deviations; 0.8796 restores the deviation that the cut takes.
+---@param fan_in integer
+---@return function init
 function nn.lecun(fan_in)
   local dev = fan_in ^ -0.5 / .87962566103423978
   return function(shape, seed, name, dtype)
@@ -197,7 +223,11 @@ function nn.lecun(fan_in)
   end
 end
 
---- y[*,O] = x[*,I] w[O,I]^T + b. @param o? {bias?: boolean, init?: function, bias_init?: function}
+--- y[*,O] = x[*,I] w[O,I]^T + b.
+---@param inputs integer
+---@param outputs integer
+---@param o? {bias?: boolean, init?: function, bias_init?: function}
+---@return cab.Module
 function nn.linear(inputs, outputs, o)
   o = o or {}
   local m = nn.module("linear", {
@@ -210,6 +240,9 @@ function nn.linear(inputs, outputs, o)
 end
 
 --- forward(x, residual) -> normalised sum, sum; eps 1e-6.
+---@param width integer
+---@param eps? number
+---@return cab.Module
 function nn.layer_norm(width, eps)
   local m = nn.module("layer_norm", {
     forward = function(self, x, residual) return op.layer_norm(x, self.weight, self.bias, residual, { eps = self.eps }) end,
@@ -220,6 +253,9 @@ function nn.layer_norm(width, eps)
 end
 
 --- forward(x, residual) -> normalised sum, sum; eps 1e-5.
+---@param width integer
+---@param eps? number
+---@return cab.Module
 function nn.rms_norm(width, eps)
   local m = nn.module("rms_norm", {
     forward = function(self, x, residual) return op.rms_norm(x, self.weight, nil, residual, { eps = self.eps }) end,
@@ -230,6 +266,9 @@ function nn.rms_norm(width, eps)
 end
 
 --- Causal depthwise convolution over tokens: forward(x [b,l,E], options of op.conv1d).
+---@param channels integer
+---@param width integer tokens that one sees, itself included
+---@return cab.Module
 function nn.conv1d(channels, width)
   local m = nn.module("conv1d", { forward = function(self, x, o) return op.conv1d(x, self.weight, self.bias, o) end })
   m.weight = nn.param({ channels, 1, width }, nn.kaiming(width))
@@ -238,6 +277,10 @@ function nn.conv1d(channels, width)
 end
 
 --- A table [rows,width], normal with deviation 0.02; read by op.embedding.
+---@param rows integer
+---@param width integer
+---@param decay? boolean default true
+---@return cab.Module
 function nn.embedding(rows, width, decay)
   local m = nn.module("embedding", {})
   m.weight = nn.param({ rows, width }, nn.trunc_normal(0.02), decay)
@@ -245,6 +288,10 @@ function nn.embedding(rows, width, decay)
 end
 
 --- A module of parts alone: nn.group("mlp", { fc1 = ..., fc2 = ... }, "fc1", "fc2"), registered in the order of the names.
+---@param kind string for messages
+---@param parts table<string, any> modules and parameters
+---@param ... string their names
+---@return cab.Module
 function nn.group(kind, parts, ...)
   local m = nn.module(kind, {})
   for _, name in ipairs { ... } do m[name] = parts[name] end
@@ -253,6 +300,12 @@ end
 
 --- `depth` linears with an activation (an op, "silu") between: names 0, 2, 4, ... (the odd places are the activations). depth 1:
 --- one linear.
+---@param inputs integer
+---@param hidden integer
+---@param outputs integer
+---@param depth? integer default 2
+---@param activation? string default "silu"
+---@return cab.Module
 function nn.mlp(inputs, hidden, outputs, depth, activation)
   depth, activation = depth or 2, activation or "silu"
   if math.type(depth) ~= "integer" or depth < 1 then options.fail(2, "mlp-depth", "nn.mlp: depth is at least 1") end
@@ -278,6 +331,7 @@ end
 --- it is registered once.
 ---@param count integer|table
 ---@param make fun(i: integer): cab.Module
+---@return cab.Module
 function nn.list(count, make)
   local m = nn.module("list", {})
   local names = type(count) == "table" and count or nil

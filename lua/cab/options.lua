@@ -59,6 +59,7 @@ end
 ---@param value string
 ---@param choices string[]
 ---@param what string
+---@return string
 function options.choice(value, choices, what)
   for _, c in ipairs(choices) do
     if c == value then return value end

@@ -35,7 +35,8 @@ local function mixture(p, o, L, T)
     to = function(i) return o.near > 0 and math.min(T, p.map[i] + o.near) or T end }
 end
 
---- @param o {student: table, teacher: table, map?: string|table}
+---@param o {student: table, teacher: table, map?: string|table}
+---@return table pairs: #pairs entries, and layers, state, width, dim, heads
 function M.new(o)
   local student, teacher = o.student, o.teacher
   local first = teacher:parameters()[1].tensor
@@ -62,7 +63,8 @@ function M.new(o)
   return p
 end
 
---- Width of a student's tap. @param name "B"|"C"|"x"|"z"|"hidden"
+--- Width of a student's tap.
+---@param name "B"|"C"|"x"|"z"|"hidden"
 ---@return integer
 function Pairs:size(name)
   local sizes = self.student.tap_size
@@ -71,11 +73,18 @@ end
 
 --- Opens a step: the taps of both models for one batch. Forgets the targets of the last one. about: what else the models were
 --- told of the batch (segment i32[b,l] of packed rows).
+---@param student_taps? table
+---@param teacher_taps? table
+---@param about? table
 function Pairs:step(student_taps, teacher_taps, about)
   self.now = { student = student_taps or {}, teacher = teacher_taps or {}, cache = {}, about = about }
 end
 
 -- fn() once a step, without gradient.
+--- fn() once a step, without gradient; later calls of the step get the same.
+---@param key string
+---@param fn fun(): any
+---@return any
 function Pairs:memo(key, fn)
   local cache = self.now.cache
   if cache[key] == nil then cache[key] = core.no_grad(fn) end
@@ -83,6 +92,7 @@ function Pairs:memo(key, fn)
 end
 
 --- for i, s, t in pairs:each(): every (student layer, direction), i counting from 1; s.B, s.C, ... and t.k, t.q, t:keys(map).
+---@return function iterator
 function Pairs:each()
   if self.mix then options.fail(2, "pairs-learned", "the layer map 'learned' is for strategies that sum by pairs:mean") end
   local function step(_, i)
@@ -132,6 +142,7 @@ function Pairs:layer_mean(fn)
 end
 
 --- Parameters of the layer map, of none but "learned".
+---@return {name: string, tensor: cab.Tensor, decay: boolean}[]
 function Pairs:parameters() return self.mix and self.mix.module:parameters("layer_map.") or {} end
 
 --- Sharpens a learned layer map: `share` of the run is over, 0 .. 1.
@@ -207,6 +218,7 @@ local function feature_sum(x) return op.sum(op.sum(x, { dim = 1 }), { dim = 1 })
 ---@param teacher table
 ---@param batches table|function list of images [b,C,H,W] or ids i32[b,l] (from a function, with segment i32[b,l]), or a function returning the next batch or nil
 ---@param names? table<string, true> default: q and k
+---@return table itself
 function Pairs:measure(teacher, batches, names)
   names = names or { q = true, k = true }
   local i = 0
@@ -248,6 +260,7 @@ function Pairs:measure(teacher, batches, names)
 end
 
 --- What a checkpoint must hold: "pairs.k.1.mean" -> tensor; of a searched layer map, "pairs.map".
+---@return table<string, cab.Tensor>
 function Pairs:statistics()
   local out = {}
   for key, s in pairs(self.stats) do
@@ -257,7 +270,8 @@ function Pairs:statistics()
   return out
 end
 
---- Another layer map than the one begun with. @param list integer[] teacher layer by student layer
+--- Another layer map than the one begun with.
+---@param list integer[] teacher layer by student layer
 function Pairs:remap(list)
   self.map = list
   for _, entry in ipairs(self) do entry.teacher, entry.t.layer = list[entry.layer], list[entry.layer] end
@@ -315,7 +329,8 @@ function Pairs:similarity(batches, by)
   return score
 end
 
---- Replaces the map by the most similar layers: {"search", by=, monotone=}. @param batches function as of similarity
+--- Replaces the map by the most similar layers: {"search", by=, monotone=}.
+---@param batches function as of similarity
 ---@return number[][] the similarities
 function Pairs:search(batches)
   local score = self:similarity(batches, self.map_options.by)
@@ -324,6 +339,8 @@ function Pairs:search(batches)
 end
 
 --- Takes the statistics back from a table of tensors (other names are left alone).
+---@param tensors table<string, cab.Tensor>
+---@return table itself
 function Pairs:restore(tensors)
   if self.map_name == "search" and tensors["pairs.map"] then self:remap(tensors["pairs.map"]:to("cpu"):totable()) end
   for name, t in pairs(tensors) do

@@ -204,6 +204,9 @@ function M.recipe(given)
   return self
 end
 
+--- Whether a value is a recipe.
+---@param value any
+---@return boolean
 function M.is(value) return getmetatable(value) == Recipe end
 
 -- The value of "a=TEXT" for an expected type.

@@ -173,6 +173,7 @@ local function time(f, ...)
 end
 
 --- The environment of the prompt: globals, cab, op, nn, help, time, plot, show; _, __ and ___ are the last results.
+---@return table
 function M.environment()
   local cab = require "cab"
   local function drawn(name)

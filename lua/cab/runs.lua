@@ -13,6 +13,8 @@ local M = {}
 function M.source(path, overrides) return { file = path, text = folders.read(path), overrides = overrides or {} } end
 
 --- What can stand in JSON of a result: numbers that are not finite as text, no userdata.
+---@param value any
+---@return any
 function M.plain(value)
   if type(value) ~= "table" then
     if type(value) == "number" and (value ~= value or value == math.huge or value == -math.huge) then return tostring(value) end

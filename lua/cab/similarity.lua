@@ -13,14 +13,16 @@ local function product(x, y) return op.matmul(x:permute(2, 1), y):to("cpu"):to "
 local Moments = {}
 Moments.__index = Moments
 
+--- Sums over batches, empty: moments:add(xs, ys) for each batch, then moments:cka(i, t) or moments:ridge(i, t).
+---@return table
 function M.moments() return setmetatable({ n = 0, x = {}, y = {}, xx = {}, yy = {}, xy = {} }, Moments) end
 
 local function add(list, key, value)
   if list[key] then list[key]:add_(value) else list[key] = value end
 end
 
---- @param xs cab.Tensor[] [b,l,D] by student layer
---- @param ys cab.Tensor[] [b,l,E] by teacher layer
+---@param xs cab.Tensor[] [b,l,D] by student layer
+---@param ys cab.Tensor[] [b,l,E] by teacher layer
 function Moments:add(xs, ys)
   core.no_grad(function()
     local ones = core.ones({ xs[1]:size(1) * xs[1]:size(2), 1 }, xs[1]:dtype(), xs[1]:device())
@@ -43,6 +45,8 @@ local function centred(xy, x, y, n) return xy / n - op.matmul(x, y:permute(2, 1)
 local function norm2(t) return op.sum(op.square(t)):item() end
 
 --- |X'Y|^2 / (|X'X| |Y'Y|) of centred X, Y: 1 where one is a rotation and scaling of the other.
+---@param i integer of xs
+---@param t integer of ys
 ---@return number
 function Moments:cka(i, t)
   local n = self.n
@@ -54,6 +58,8 @@ end
 --- The share of Y's variance that the best linear bridge from X explains: |L^-1 X'Y|^2 / |Y|^2 with L L' = X'X + lambda mean(X^2) I.
 --- What no trained linear bridge can exceed on these tokens.
 ---@param lambda? number default 1e-3
+---@param i integer of xs
+---@param t integer of ys
 ---@return number
 function Moments:ridge(i, t, lambda)
   local n = self.n

@@ -11,6 +11,7 @@ local Strategy = {}
 -- What every instance has; a strategy's own file adds build and loss to its class.
 local Instance = {}
 
+--- Makes the strategy's modules: assigned to fields of self, they are its parameters. To be written by a strategy; default: none.
 function Instance.build() end
 
 --- Called before the first step of a stage that has the strategy, when a run begins it anew: the place to write weights. Returns
@@ -18,7 +19,10 @@ function Instance.build() end
 ---@return string|nil
 function Instance.begin() end
 
---- Builds and initialises the parameters. @param o? {seed?: integer, dtype?: string, prefix?: string, device?: string}
+--- Builds and initialises the parameters.
+---@param pairs table
+---@param o? {seed?: integer, dtype?: string, prefix?: string, device?: string}
+---@return table itself
 function Instance:prepare(pairs, o)
   o = o or {}
   rawset(self, "prefix", o.prefix or "aligner.")
@@ -28,11 +32,19 @@ function Instance:prepare(pairs, o)
   return self
 end
 
+--- Its parameters, names with its prefix ("aligner.").
+---@return {name: string, tensor: cab.Tensor, decay: boolean}[]
 function Instance:parameters() return self.module:parameters(self.prefix) end
+--- name -> tensor, names with its prefix.
+---@return table<string, cab.Tensor>
 function Instance:state_dict() return self.module:state(self.prefix) end
+--- Takes the tensors with its prefix; all or nothing.
+---@param tensors table<string, cab.Tensor>
+---@return cab.Module
 function Instance:load(tensors) return self.module:load(tensors, self.prefix) end
 
 --- True if an option is the map "standard", so that pairs:measure must run first.
+---@return boolean
 function Instance:measures()
   for _, value in pairs(self.given) do
     if value == "standard" then return true end
@@ -40,7 +52,10 @@ function Instance:measures()
   return false
 end
 
---- The loss of one step (scalar tensor). @param batch {images, labels, target, logits, teacher}
+--- The loss of one step (scalar tensor).
+---@param pairs table
+---@param batch table
+---@return cab.Tensor
 function Instance:run(pairs, batch)
   rawset(self, "fits", {})
   rawset(self, "pairing", pairs)
@@ -58,7 +73,8 @@ local function remember(self, mse, target)
   if self.fits then table.insert(self.fits, { mse = mse, target = target, layer = entry and entry.layer }) end
 end
 
---- mse(prediction, target), remembered for the R2 of metrics(). @return cab.Tensor
+--- mse(prediction, target), remembered for the R2 of metrics().
+---@return cab.Tensor
 function Instance:fit(prediction, target)
   local mse = op.mse(prediction, like(prediction, target))
   remember(self, function() return mse:item() end, function() return target end)
@@ -192,6 +208,7 @@ end
 --- schema entries of cab.check; needs may be a function of the options given. about, source: for `help` and docs.
 --- apart: the loss needs no pass of the student over the batch, as one that runs its layers on the teacher's.
 ---@param o {needs?: {student?: string[], teacher?: string[]}|function, options?: table, name?: string, about?: string, source?: string, apart?: boolean}
+---@return table the class
 function Strategy.define(o)
   local fields = { needs = { "table|function", default = {} }, options = { "table", default = {} }, name = { "string" }, about = { "string" },
     source = { "string" }, apart = { "boolean", default = false } }
@@ -261,6 +278,7 @@ end
 --- An instance: create "soft", create {"attention_bridge", hidden = 64}, or create(class, options).
 ---@param what string|table
 ---@param given? table
+---@return table instance
 function Strategy.create(what, given)
   if type(what) == "table" and not what.is_strategy then
     given = {}

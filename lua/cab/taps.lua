@@ -7,6 +7,7 @@ local taps = {}
 --- backward one under NAME_b.
 ---@param each string[]
 ---@param directional? string[]
+---@return table
 function taps.declare(each, directional)
   local d = { names = each, directional = {} }
   for _, name in ipairs(directional or {}) do d.directional[name] = true end

@@ -455,6 +455,8 @@ function M.run(r, o)
 end
 
 --- Copies the best weights to a file of their own.
+---@param self table a run
+---@param path string
 function M.export(self, path)
   local tensors, meta = core.load(self.folder.path .. "/best.safetensors")
   if path:find "/" then folders.make(path:match "^(.*)/") end
