@@ -26,8 +26,17 @@ local function find(files, ...)
   end
 end
 
+-- The file with the row of that name; of ops made by a macro, where the name stands.
+local function row_of(files, name)
+  for _, file in ipairs(files) do
+    if file.text:find('{%s*"' .. name .. '",') then return file.path end
+  end
+  return find(files, name)
+end
+
 -- Ops without a kernel of their own name.
 local elsewhere = {
+  sum = "kernels/elementwise.h", mean = "kernels/elementwise.h", -- sum_middle
   cast = "core/tensor/tensor.c", -- cab_tensor_to
   head_loss = "kernels/head.h", -- between two products
 }
@@ -43,7 +52,7 @@ function M.places()
   local other, list = contents("tests/reference", "%.py$"), {}
   for name in pairs(core.ops) do
     local upper = name:upper()
-    list[name] = { row = find(rows, '"' .. name .. '"') or find(rows, name), kernel = elsewhere[name] or find(headers, name .. "_forward",
+    list[name] = { row = row_of(rows, name), kernel = elsewhere[name] or find(headers, name .. "_forward",
       "UNARY_" .. upper, "BINARY_" .. upper, name), reference = cases[name] or find(other, name), help = core.help(name) }
   end
   return list
