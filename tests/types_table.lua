@@ -100,6 +100,7 @@ function M.recipes()
     if s.title == "recipe" then class(out, reference, s, "cab.given.recipe", parts)
     elseif s.title == "stages.N" then class(out, reference, s, "cab.given.stage", { loss = "table<string, number|string|cab.given.term>" })
     elseif s.title == "compare" then class(out, reference, s, "cab.given.compare", { base = "cab.given.recipe", runs = "cab.given.recipe[]" })
+    elseif s.title == "study" then class(out, reference, s, "cab.given.study", { base = "string|cab.given.recipe" })
     elseif kind == "data" then class(out, reference, s, "cab.given.data." .. name) data[#data + 1] = name
     elseif kind == "models" then class(out, reference, s, "cab.given.models." .. name) models[#models + 1] = name
     elseif kind == "strategy" then class(out, reference, s, "cab.given.strategy." .. name) strategies[#strategies + 1] = "cab.given.strategy." .. name
@@ -115,8 +116,8 @@ function M.recipes()
     out[#out + 1] = "\n"
   end
   out[#out + 1] = "---@class cab\n---@field op cab.op\n---@field data cab.data\n---@field models cab.models\n---@field recipe fun(given: cab.given.recipe): table\n"
-    .. "---@field compare fun(given: cab.given.compare): table\nlocal cab = {}\n"
-  local shown = { op = true, data = true, models = true, recipe = true, compare = true }
+    .. "---@field compare fun(given: cab.given.compare): table\n---@field study fun(given: cab.given.study): table\nlocal cab = {}\n"
+  local shown = { op = true, data = true, models = true, recipe = true, compare = true, study = true }
   local init = core.read_file(core.library .. "/cab/init.lua", 1 << 20)
   local modules = {}
   for name in init:match("local modules = (%b{})"):gmatch '([%w_]+) = "cab' do modules[name] = true end

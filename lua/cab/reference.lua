@@ -51,7 +51,7 @@ function M.sections()
     add("models." .. name, ("`cab.models.%s { ... }`"):format(name), models[name].options, "model." .. name, "model", "model_language")
   end
   add("compare", "`cab.compare { ... }`", require "cab.compare".schema, "compare")
-  add("study", "`cab.study { ... }`", require "cab.study".schema, "study")
+  add("study", "`cab.study { ... }`, run by `cab sweep`", require "cab.study".schema, "study")
   return list
 end
 

@@ -105,10 +105,14 @@ function M.study(given)
   return self
 end
 
+--- Whether a value is a study.
+---@param value any
+---@return boolean
 function M.is(value) return getmetatable(value) == Study end
 
 --- Overrides for all runs; one on a loss term goes to the runs that have it, one that fits none is a fault.
 ---@param texts string[]
+---@return Study itself
 function Study:override(texts)
   require "cab.compare".override(self.runs, texts)
   return self

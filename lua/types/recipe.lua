@@ -358,6 +358,15 @@
 ---@field runs cab.given.recipe[] a list of { name =, ... }: the fields that differ from base
 ---@field sample? string of text: a prompt that each run's best weights continue; "": none ("")
 
+---@class cab.given.study
+---@field about? string the question; the title of the picture ("")
+---@field against? string an arm that the others are compared with, seed by seed; "": none ("")
+---@field arms table a list of { name =, set = { "key=value" }, ... }: overrides, and fields in place of the base's
+---@field base string|cab.given.recipe a recipe file, or the fields of a recipe
+---@field metric? "top1"|"top5"|"loss"|"perplexity" of the last evaluation: what the table has ("top1")
+---@field seeds? table the recipe's seed of each repetition ({ 0, 1, 2 })
+---@field vary? table key of the recipe -> list of values: every arm runs with each combination ({})
+
 ---@class cab.given.term : cab.given.strategy.attention_bridge, cab.given.strategy.soft, cab.given.strategy.vanilla
 ---@field [1]? string|table a strategy's name, or one of your own
 ---@field weight? number
@@ -385,6 +394,7 @@
 ---@field models cab.models
 ---@field recipe fun(given: cab.given.recipe): table
 ---@field compare fun(given: cab.given.compare): table
+---@field study fun(given: cab.given.study): table
 local cab = {}
 cab.audit = require "cab.audit"
 cab.bridges = require "cab.bridges"
@@ -411,6 +421,7 @@ cab.report = require "cab.report"
 cab.runs = require "cab.runs"
 cab.schedule = require "cab.schedule"
 cab.similarity = require "cab.similarity"
+cab.statistics = require "cab.statistics"
 cab.strategy = require "cab.strategy"
 cab.taps = require "cab.taps"
 cab.tasks = require "cab.tasks"
