@@ -6,7 +6,7 @@ local M = {}
 -- Title -> modules by their name in `cab`, in the order of the page. What is in no list is told by M.gaps.
 local PARTS = {
   { "Building blocks", { "nn", "models", "taps", "pairs", "layers", "maps", "bridges", "strategy", "recompute" } },
-  { "Recipes and runs", { "recipe", "compare", "study", "schedule", "job", "train", "eval", "runs" } },
+  { "Recipes and runs", { "recipe", "compare", "study", "schedule", "job", "train", "eval", "runs", "session" } },
   { "Data and text", { "data", "corpus", "tokenizer", "harness", "tasks", "recall" } },
   { "Weights", { "weights", "names" } },
   { "Checks", { "audit", "gradcheck", "similarity", "statistics" } },
@@ -17,7 +17,7 @@ local INTERNAL = { cli = true, repl = true, core = true } -- the program's own e
 
 -- Classes whose methods are for users; those of others are a module's own affair.
 local CLASSES = { Module = "module", Pairs = "pairs", Teacher = "t", Student = "s", Instance = "strategy", Recipe = "recipe",
-  Comparison = "comparison", Study = "study",
+  Comparison = "comparison", Study = "study", methods = "session",
   Job = "job", Data = "data", Feed = "feed", Moments = "moments", Tensor = "tensor", Scope = "scope", Description = "description" }
 
 local function path_of(name)

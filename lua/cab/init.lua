@@ -40,8 +40,10 @@ function cab.open(path, o) return require "cab.session".open(path, o) end
 ---@return table[]
 function cab.inspect(path, key) return require "cab.weights".inspect(path, key) end
 
---- Adds the names of all fields, those not loaded yet as well. @param into table<string, boolean>
-function cab.names(into)
+--- Adds the names of all fields, those not loaded yet as well. (`cab.names` is a module.)
+---@param into table<string, boolean>
+---@return table<string, boolean> into
+function cab.fields(into)
   for k in next, modules do into[k] = true end
   return into
 end

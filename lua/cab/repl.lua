@@ -74,7 +74,7 @@ function M.complete(word, env, line)
   end
   fields(value, names)
   if mark == "" then fields(_G, names) end
-  if mark ~= "" and rawequal(value, env.cab) then require "cab".names(names) end
+  if mark ~= "" and rawequal(value, env.cab) then require "cab".fields(names) end
   if type(value) == "table" and getmetatable(value) and getmetatable(value).__name == "cab.session" then
     fields(require "cab.session".methods, names)
     names.student, names.teacher = true, true

@@ -221,6 +221,7 @@ end
 
 --- Draws the loss so far at the terminal, or into a file.
 ---@param file? string .png or .svg
+---@return table text
 function methods:plot(file)
   local list = {}
   for _, name in ipairs(options.names(self.history[1] or {})) do
@@ -262,7 +263,8 @@ function methods:restore(path, step)
   self.loader = nil
 end
 
---- One step. @return table row
+--- One step.
+---@return table row
 function methods:one() return core.whole(one, self) end
 
 --- Frees models, moments and loaders.
