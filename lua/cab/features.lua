@@ -84,6 +84,7 @@ end
 
 --- @param pairs table
 --- @param o {kind: string, features: integer, distance: string} features: F a head
+---@return table features
 function M.new(pairs, o)
   local H, P = pairs.heads, pairs.dim // pairs.heads
   local F = o.kind == "hedgehog" and o.features / 2 or o.features

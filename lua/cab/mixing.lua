@@ -33,6 +33,7 @@ Scan.with = with
 --- The implicit attention of a selective scan, mean over channels, without the skip D: alpha[t,s] = mean_e C_t . prod exp(delta A)
 --- (delta_s B_s) (arXiv 2403.01590). Column s is the scan's answer to an impulse at s. With gradients, unlike op.scan_matrix.
 ---@param o {dt: cab.Tensor, A: cab.Tensor, B: cab.Tensor, C: cab.Tensor, bias?: cab.Tensor, softplus: boolean, reverse?: boolean}
+---@return table matrix in tiles
 function M.scan(o)
   local b, l, E = o.dt:size(1), o.dt:size(2), o.dt:size(3)
   local inputs = { o.dt, o.A, o.B, o.C, o.bias }
@@ -56,6 +57,9 @@ local Sum = {}
 Sum.__index = Sum
 
 --- scale (M_1 + M_2 + ..) of matrices in tiles along the same axis.
+---@param list table[] matrices in tiles
+---@param scale? number
+---@return table matrix in tiles
 function M.sum(list, scale)
   local inputs = {}
   for _, m in ipairs(list) do table.move(m.inputs, 1, #m.inputs, #inputs + 1, inputs) end
@@ -122,6 +126,7 @@ end
 
 --- softmax(q k' / sqrt P) of each head (arXiv 1706.03762). place(x, dim): puts rows or columns into another token order.
 ---@param o {q: cab.Tensor, k: cab.Tensor, heads: integer, causal?: boolean, segment?: cab.Tensor, place?: fun(x: cab.Tensor, dim: integer): cab.Tensor}
+---@return table matrix in tiles
 function M.attention(o)
   local q, k, place = o.q, o.k, o.place or function(x) return x end
   local b, l = q:size(1), q:size(2)
@@ -143,6 +148,7 @@ end
 -- ---- what is made of them -------------------------------------------------------------------------------------------------
 
 --- The whole matrix [b,H,l,l].
+---@param m table matrix in tiles
 ---@return cab.Tensor
 function M.whole(m)
   local parts = {}
@@ -154,6 +160,8 @@ end
 local function head_mean(x) return (op.sum(x, { dim = 2 }) / x:size(2)):reshape(x:size(1), 1, x:size(3), x:size(4)) end
 
 --- Two maps [b,H,l,l] head by head, or their means over heads where they have not as many.
+---@param a cab.Tensor
+---@param b cab.Tensor
 ---@return cab.Tensor
 ---@return cab.Tensor
 function M.same_heads(a, b)

@@ -16,6 +16,8 @@ M.options = {
 }
 
 --- What such a strategy needs of both models: no taps. Checks `parts` as the recipe is read.
+---@param o table options
+---@return table
 function M.needs(o)
   for _, part in ipairs(o.parts) do options.choice(part, M.parts, "part of the student") end
   return {}

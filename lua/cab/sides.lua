@@ -99,8 +99,12 @@ function Teacher:mapped(name, map, control)
 end
 
 --- The teacher's keys [b,l,D], kernel-mapped, in the student's token order.
+---@param map string
+---@return cab.Tensor
 function Teacher:keys(map) return self:mapped("k", map) end
 --- The same for queries.
+---@param map string
+---@return cab.Tensor
 function Teacher:queries(map) return self:mapped("q", map) end
 
 --- The same targets as strategy:bridge takes them. Where op.bridge can, it maps and reorders them as it reads: `tap` is
@@ -123,6 +127,7 @@ function Teacher:target(name, map, control)
 end
 
 --- The teacher's attention of this layer in tiles (cab.mixing), in the student's token order, from its q and k, without gradient.
+---@return table matrix in tiles
 function Teacher:mixing()
   local owner = self.owner
   return owner:memo("mixing" .. self.layer, function()
@@ -144,6 +149,8 @@ function Student.__index(s, name)
 end
 
 --- True if this entry has the tap: those without a scan direction stand in the first of a layer's entries alone.
+---@param name string
+---@return boolean
 function Student:has(name) return self.suffix == "" or self.owner.directional[name] == true end
 
 --- This layer alone on an input of its own [b,l,D], as a teacher's: the hidden states after it, and its taps for s:mixing(taps).
@@ -165,6 +172,7 @@ end
 
 --- The mixing matrix of this layer in tiles, both directions together. taps: those of s:forward; default: those of the step.
 ---@param taps? table
+---@return table matrix in tiles
 function Student:mixing(taps)
   local student, list = self.owner.student, {}
   for i, suffix in ipairs(student.directions or { "" }) do
@@ -174,9 +182,16 @@ function Student:mixing(taps)
 end
 
 M.placed = placed
---- The teacher's side of a layer. @param owner table pairs
+--- The teacher's side of a layer.
+---@param owner table pairs
+---@param layer integer
+---@return table t
 function M.teacher(owner, layer) return setmetatable({ owner = owner, layer = layer }, Teacher) end
 --- The student's side of a layer and direction.
+---@param owner table pairs
+---@param layer integer
+---@param suffix string "" or "_b"
+---@return table s
 function M.student(owner, layer, suffix) return setmetatable({ owner = owner, layer = layer, suffix = suffix }, Student) end
 
 return M

@@ -1,5 +1,6 @@
 ---@meta
 --- Made by `build/cab run tests/docs_tables.lua types > lua/types/op.lua`. Types for editors; not loaded by the program.
+-- Over 500 lines because it has a line for each key and argument.
 -- luacheck: ignore
 
 ---@class cab.op
@@ -176,6 +177,15 @@ function op.head_loss(x, w, b, ids, segment, tx, tw, tb, top, top_logits, option
 ---@return cab.Tensor y []
 ---@overload fun(named: {student: cab.Tensor, teacher: cab.Tensor, temperature?: number}): cab.Tensor
 function op.kl(student, teacher, options) end
+
+--- the k largest of each row, largest first, and their columns from 0; of equals the first not differentiable
+--- `x[R,C] | k=1 -> y[R,K] place:i32[R,K]`
+---@param x cab.Tensor [R,C]
+---@param options? {k?: number}
+---@return cab.Tensor y [R,K]
+---@return cab.Tensor place i32[R,K]
+---@overload fun(named: {x: cab.Tensor, k?: number}): cab.Tensor
+function op.largest(x, options) end
 
 --- y = (s - mean) / sqrt(var + eps) w + b, s = x + residual (arXiv 1607.06450)
 --- `x[*,D] w^[D] b^[D]? residual^[*,D]? | eps=1e-6 -> y[*,D] sum^[*,D] ~mean^[*] ~rstd^[*]`

@@ -1,5 +1,6 @@
 ---@meta
 --- Made by `build/cab run tests/docs_tables.lua recipe_types > lua/types/recipe.lua`. Types for editors; not loaded by the program.
+-- Over 500 lines because it has a line for each key and argument.
 -- luacheck: ignore
 
 ---@class cab.given.recipe
@@ -79,13 +80,81 @@
 ---@field onto? table student tap -> the teacher's tap it is fitted to ({ B = "k", C = "q" })
 ---@field share? "none"|"layers"|"directions"|"taps"|"all" who has one bridge together ("none")
 
----@class cab.given.strategy.soft
----@field divergence? "forward"|"reverse"|"jsd" of text: KL(teacher, student), KL(student, teacher), or Jensen-Shannon; of images forward ("forward")
+---@class cab.given.strategy.attention_copy
+---@field divergence? "forward"|"reverse"|"jsd" KL(teacher, student), KL(student, teacher), or Jensen-Shannon ("forward")
 ---@field hard? number weight of the cross-entropy beside it (0)
 ---@field temperature? number T of both sides; the loss has the factor T^2 (1)
+---@field top? integer only the teacher's so many largest logits; 0: all (0)
+---@field what? "attention"|"q"|"k"|"v" the student's layers use in place of their own ("attention")
+
+---@class cab.given.strategy.attention_distill
+---@field leave? integer so many layers at the student's end alone (0)
+
+---@class cab.given.strategy.hidden_state
+---@field activation? "gelu"|"relu"|"silu"|"tanh" between them ("silu")
+---@field depth? integer its linear layers; 1: a linear bridge (1)
+---@field detach? boolean no gradient to the student, as in the published code: an ablation (false)
+---@field distance? "mse"|"cosine" of lifted hidden states ("mse")
+---@field frozen? boolean a fixed random bridge: an ablation (false)
+---@field heads? "together"|"each" each: a bridge a head ("together")
+---@field hidden? integer width of an MLP bridge (128)
+---@field kind? "mlp"|"ridge" ridge: the best linear bridge, solved each step, nothing to train ("mlp")
+---@field lambda? number of ridge, as a share of the mean square (0.001)
+---@field map? "elu"|"exp"|"learned"|"none"|"relu"|"softmax"|"softmax_features"|"softmax_tokens"|"standard" kernel map of the teacher's taps ("standard")
+---@field share? "none"|"layers"|"directions"|"taps"|"all" who has one bridge together ("none")
+
+---@class cab.given.strategy.linear_attention
+---@field count? integer features of a head; 0: as many as it is wide (0)
+---@field distance? "cosine"|"cross_entropy" of the outputs of both attentions, or of their rows ("cosine")
+---@field kind? "hedgehog"|"linear" hedgehog: a pair of softmaxes; linear: what a Mamba-2 can begin as ("hedgehog")
+
+---@class cab.given.strategy.linearised
+---@field conv? "identity"|"keep" identity: the convolution lets the current token through alone ("identity")
+---@field divergence? "forward"|"reverse"|"jsd" KL(teacher, student), KL(student, teacher), or Jensen-Shannon ("forward")
+---@field gate? "keep"|"open" open: begins as 1 ("open")
+---@field hard? number weight of the cross-entropy beside it (0)
+---@field parts? table of the student that take the teacher's weights ({ "mixer", "attention", "mlp", "norms", "embedding", "head" })
+---@field strict? boolean what does not fit is an error, else it is told and left (false)
+---@field temperature? number T of both sides; the loss has the factor T^2 (1)
+---@field top? integer only the teacher's so many largest logits; 0: all (0)
+
+---@class cab.given.strategy.matrix_distill
+---@field distance? "cosine"|"cross_entropy"|"mse" of rows, of rows of |M| that sum to 1, of all entries ("cosine")
+---@field leave? integer so many layers at the student's end alone (0)
+
+---@class cab.given.strategy.mohawk_hidden
+
+---@class cab.given.strategy.mohawk_orientation
+---@field heads? "auto"|"each"|"mean" compared one by one or as their mean; auto: each where both have as many ("auto")
+
+---@class cab.given.strategy.mohawk_transfer
+---@field conv? "identity"|"keep" identity: the convolution lets the current token through alone ("keep")
+---@field divergence? "forward"|"reverse"|"jsd" KL(teacher, student), KL(student, teacher), or Jensen-Shannon ("forward")
+---@field gate? "keep"|"open" open: begins as 1 ("keep")
+---@field hard? number weight of the cross-entropy beside it (1)
+---@field parts? table of the student that take the teacher's weights ({ "attention", "mlp", "norms", "embedding", "head" })
+---@field strict? boolean what does not fit is an error, else it is told and left (false)
+---@field temperature? number T of both sides; the loss has the factor T^2 (1)
+---@field top? integer only the teacher's so many largest logits; 0: all (0)
+
+---@class cab.given.strategy.soft
+---@field divergence? "forward"|"reverse"|"jsd" KL(teacher, student), KL(student, teacher), or Jensen-Shannon ("forward")
+---@field hard? number weight of the cross-entropy beside it (0)
+---@field temperature? number T of both sides; the loss has the factor T^2 (1)
+---@field top? integer only the teacher's so many largest logits; 0: all (0)
 
 ---@class cab.given.strategy.vanilla
 ---@field smoothing? number of the labels (0)
+
+---@class cab.given.strategy.weight_reuse
+---@field conv? "identity"|"keep" identity: the convolution lets the current token through alone ("keep")
+---@field divergence? "forward"|"reverse"|"jsd" KL(teacher, student), KL(student, teacher), or Jensen-Shannon ("forward")
+---@field gate? "keep"|"open" open: begins as 1 ("keep")
+---@field hard? number weight of the cross-entropy beside it (0)
+---@field parts? table of the student that take the teacher's weights ({ "mixer", "attention", "mlp", "norms", "embedding", "head" })
+---@field strict? boolean what does not fit is an error, else it is told and left (false)
+---@field temperature? number T of both sides; the loss has the factor T^2 (1)
+---@field top? integer only the teacher's so many largest logits; 0: all (0)
 
 ---@class cab.given.data.cifar
 ---@field augment? string RandAugment as timm writes it, rand-m9-mstd0.5-inc1, or 3-augment ("")
@@ -367,7 +436,7 @@
 ---@field seeds? table the recipe's seed of each repetition ({ 0, 1, 2 })
 ---@field vary? table key of the recipe -> list of values: every arm runs with each combination ({})
 
----@class cab.given.term : cab.given.strategy.attention_bridge, cab.given.strategy.soft, cab.given.strategy.vanilla
+---@class cab.given.term : cab.given.strategy.attention_bridge, cab.given.strategy.attention_copy, cab.given.strategy.attention_distill, cab.given.strategy.hidden_state, cab.given.strategy.linear_attention, cab.given.strategy.linearised, cab.given.strategy.matrix_distill, cab.given.strategy.mohawk_hidden, cab.given.strategy.mohawk_orientation, cab.given.strategy.mohawk_transfer, cab.given.strategy.soft, cab.given.strategy.vanilla, cab.given.strategy.weight_reuse
 ---@field [1]? string|table a strategy's name, or one of your own
 ---@field weight? number
 
@@ -401,12 +470,15 @@ cab.bridges = require "cab.bridges"
 cab.charts = require "cab.charts"
 cab.cli = require "cab.cli"
 cab.corpus = require "cab.corpus"
+cab.divergence = require "cab.divergence"
 cab.eval = require "cab.eval"
+cab.features = require "cab.features"
 cab.gradcheck = require "cab.gradcheck"
 cab.harness = require "cab.harness"
 cab.job = require "cab.job"
 cab.layers = require "cab.layers"
 cab.maps = require "cab.maps"
+cab.mixing = require "cab.mixing"
 cab.names = require "cab.names"
 cab.nn = require "cab.nn"
 cab.options = require "cab.options"
@@ -418,6 +490,7 @@ cab.recompute = require "cab.recompute"
 cab.reference = require "cab.reference"
 cab.repl = require "cab.repl"
 cab.report = require "cab.report"
+cab.reuse = require "cab.reuse"
 cab.runs = require "cab.runs"
 cab.schedule = require "cab.schedule"
 cab.session = require "cab.session"
