@@ -32,7 +32,8 @@ local function option_type(value)
   return table.concat(words, "|")
 end
 
-local HEAD = "---@meta\n--- Made by `build/cab run tests/docs_tables.lua %s`. Types for editors; not loaded by the program.\n-- Over 500 lines because it has a line for each key and argument.\n-- luacheck: ignore\n\n"
+local HEAD = "---@meta\n--- Made by `build/cab run tests/docs_tables.lua %s`. Types for editors; not loaded by the program.\n"
+  .. "-- Over 500 lines because it has a line for each key and argument.\n-- luacheck: ignore\n\n"
 local RESERVED = { ["end"] = true, ["repeat"] = true, ["until"] = true, ["in"] = true, ["local"] = true, ["not"] = true, ["or"] = true, ["and"] = true }
 
 --- lua/types/op.lua: a function for each row.
