@@ -337,42 +337,45 @@ function op.rotary(x, options) end
 ---@overload fun(named: {dt: cab.Tensor, A: cab.Tensor, B: cab.Tensor, C: cab.Tensor, bias?: cab.Tensor, softplus?: boolean, reverse?: boolean}): cab.Tensor
 function op.scan_matrix(dt, A, B, C, bias, options) end
 
---- two selective scans at once, the second from the last token to the first (arXiv 2401.09417, alg. 1)
---- `u[B,L,E] dt[B,L,E] A^[E,N] B~[B,L,N] C~[B,L,N] D^[E]? bias^[E]? u_b[B,L,E] dt_b[B,L,E] A_b^[E,N] B_b~[B,L,N] C_b~[B,L,N] D_b^[E]? bias_b^[E]? | softplus=true -> y[B,L,E] y_b[B,L,E] ~h^[B,K,N,E] ~h_b^[B,K,N,E]`
+--- two selective scans at once, the second from the last token to the first; weights as for selective_scan (arXiv 2401.09417, alg. 1)
+--- `u[B,L,E] dt~[B,L,R] A^[E,N] B~[B,L,N] C~[B,L,N] D^[E]? bias^[E]? weight^[E,R]? u_b[B,L,E] dt_b~[B,L,R] A_b^[E,N] B_b~[B,L,N] C_b~[B,L,N] D_b^[E]? bias_b^[E]? weight_b^[E,R]? | softplus=true -> y[B,L,E] y_b[B,L,E] ~h^[B,K,N,E] ~h_b^[B,K,N,E]`
 ---@param u cab.Tensor [B,L,E]
----@param dt cab.Tensor [B,L,E]
+---@param dt cab.Tensor [B,L,R]
 ---@param A cab.Tensor [E,N]
 ---@param B cab.Tensor [B,L,N]
 ---@param C cab.Tensor [B,L,N]
 ---@param D? cab.Tensor [E]
 ---@param bias? cab.Tensor [E]
+---@param weight? cab.Tensor [E,R]
 ---@param u_b cab.Tensor [B,L,E]
----@param dt_b cab.Tensor [B,L,E]
+---@param dt_b cab.Tensor [B,L,R]
 ---@param A_b cab.Tensor [E,N]
 ---@param B_b cab.Tensor [B,L,N]
 ---@param C_b cab.Tensor [B,L,N]
 ---@param D_b? cab.Tensor [E]
 ---@param bias_b? cab.Tensor [E]
+---@param weight_b? cab.Tensor [E,R]
 ---@param options? {softplus?: boolean}
 ---@return cab.Tensor y [B,L,E]
 ---@return cab.Tensor y_b [B,L,E]
----@overload fun(named: {u: cab.Tensor, dt: cab.Tensor, A: cab.Tensor, B: cab.Tensor, C: cab.Tensor, D?: cab.Tensor, bias?: cab.Tensor, u_b: cab.Tensor, dt_b: cab.Tensor, A_b: cab.Tensor, B_b: cab.Tensor, C_b: cab.Tensor, D_b?: cab.Tensor, bias_b?: cab.Tensor, softplus?: boolean}): cab.Tensor
-function op.scan_pair(u, dt, A, B, C, D, bias, u_b, dt_b, A_b, B_b, C_b, D_b, bias_b, options) end
+---@overload fun(named: {u: cab.Tensor, dt: cab.Tensor, A: cab.Tensor, B: cab.Tensor, C: cab.Tensor, D?: cab.Tensor, bias?: cab.Tensor, weight?: cab.Tensor, u_b: cab.Tensor, dt_b: cab.Tensor, A_b: cab.Tensor, B_b: cab.Tensor, C_b: cab.Tensor, D_b?: cab.Tensor, bias_b?: cab.Tensor, weight_b?: cab.Tensor, softplus?: boolean}): cab.Tensor
+function op.scan_pair(u, dt, A, B, C, D, bias, weight, u_b, dt_b, A_b, B_b, C_b, D_b, bias_b, weight_b, options) end
 
---- h_t = exp(d_t A) h_t-1 + d_t u_t B_t, y_t = (C_t h_t + D u_t) silu(z_t), d = softplus(dt + bias) (arXiv 2312.00752, alg. 2)
---- `u[B,L,E] dt[B,L,E] A^[E,N] B~[B,L,N] C~[B,L,N] D^[E]? z~[B,L,E]? bias^[E]? | softplus=true reverse=false -> y[B,L,E] ~h^[B,K,N,E]`
+--- h_t = exp(d_t A) h_t-1 + d_t u_t B_t, y_t = (C_t h_t + D u_t) silu(z_t), d = softplus(dt + bias); with a weight of 1 to 64 columns d = softplus(weight dt + bias), without one R = E (arXiv 2312.00752, alg. 2)
+--- `u[B,L,E] dt~[B,L,R] A^[E,N] B~[B,L,N] C~[B,L,N] D^[E]? z~[B,L,E]? bias^[E]? weight^[E,R]? | softplus=true reverse=false -> y[B,L,E] ~h^[B,K,N,E]`
 ---@param u cab.Tensor [B,L,E]
----@param dt cab.Tensor [B,L,E]
+---@param dt cab.Tensor [B,L,R]
 ---@param A cab.Tensor [E,N]
 ---@param B cab.Tensor [B,L,N]
 ---@param C cab.Tensor [B,L,N]
 ---@param D? cab.Tensor [E]
 ---@param z? cab.Tensor [B,L,E]
 ---@param bias? cab.Tensor [E]
+---@param weight? cab.Tensor [E,R]
 ---@param options? {softplus?: boolean, reverse?: boolean}
 ---@return cab.Tensor y [B,L,E]
----@overload fun(named: {u: cab.Tensor, dt: cab.Tensor, A: cab.Tensor, B: cab.Tensor, C: cab.Tensor, D?: cab.Tensor, z?: cab.Tensor, bias?: cab.Tensor, softplus?: boolean, reverse?: boolean}): cab.Tensor
-function op.selective_scan(u, dt, A, B, C, D, z, bias, options) end
+---@overload fun(named: {u: cab.Tensor, dt: cab.Tensor, A: cab.Tensor, B: cab.Tensor, C: cab.Tensor, D?: cab.Tensor, z?: cab.Tensor, bias?: cab.Tensor, weight?: cab.Tensor, softplus?: boolean, reverse?: boolean}): cab.Tensor
+function op.selective_scan(u, dt, A, B, C, D, z, bias, weight, options) end
 
 --- y = 1 / (1 + e^-x)
 --- `x[*] -> y[*]`
