@@ -150,7 +150,6 @@ end
 ---@param r table resolved recipe
 ---@return Job
 function M.build(r)
-  local taps = require "cab.taps"
   local self = setmetatable({ recipe = r, stages = {}, params = {}, notes = {} }, Job)
   choose_device(self)
   if r.threads > 0 then core.threads(r.threads) end
@@ -175,8 +174,20 @@ function M.build(r)
   end
   if self.text then self.text.preflight(self) end
   instances(self)
+  self:announce()
+  add_parameters(self, self.student:parameters(), true)
+  for _, made in ipairs(self.strategies) do add_parameters(self, made.strategy:parameters(), false) end
+  if self.pairs then add_parameters(self, self.pairs:parameters(), false) end
+  choose(self)
+  plan(self)
+  return self
+end
+
+--- What each stage asks of both models, after its strategies: taps, and whether the student runs over the batch at all.
+function Job:announce()
+  local taps = require "cab.taps"
   for _, s in ipairs(self.stages) do
-    s.apart = true -- nobody asks for the student's own pass
+    s.apart = true
     for _, strategy in ipairs(s.list) do s.apart = s.apart and strategy.apart or false end
     s.student_taps = taps.wanted(s.list, "student", self.student)
     s.teacher_taps = self.teacher and taps.wanted(s.list, "teacher", self.teacher)
@@ -187,12 +198,6 @@ function M.build(r)
       end
     end
   end
-  add_parameters(self, self.student:parameters(), true)
-  for _, made in ipairs(self.strategies) do add_parameters(self, made.strategy:parameters(), false) end
-  if self.pairs then add_parameters(self, self.pairs:parameters(), false) end
-  choose(self)
-  plan(self)
-  return self
 end
 
 -- Calls f(next batch) over up to `images` shuffled training images (all classes are among them) or 20000 tokens.

@@ -137,6 +137,7 @@ local function one(self)
   local begun = core.now()
   local stage, number = job:stage(step)
   if not self.stepper:take(scope, self.loader) then check.fail(70, "the loader ended early") end
+  if step == stage.first then self.stepper:begin(stage, number) end
   local o, lr = r.optim, schedule.rate(stage.schedule, step - stage.origin)
   self.stepper:run(scope, stage, number, { step = step, lr = lr, clip = o.clip, keep = math.min(o.ema, (1 + step) / (10 + step)) })
   local v = self.stepper:values(step)
@@ -209,10 +210,7 @@ function methods:reload(only_edited)
       done[#done + 1] = ("%s of %s"):format(made.name, stamp.file)
     end
   end
-  for _, stage in ipairs(self.job.stages) do -- another file may need other taps
-    stage.student_taps = require "cab.taps".wanted(stage.list, "student", self.job.student)
-    stage.teacher_taps = self.job.teacher and require "cab.taps".wanted(stage.list, "teacher", self.job.teacher)
-  end
+  self.job:announce() -- another file may need other taps
   self.stepper:close()
   for _, p in ipairs(self.job.params) do p.born = p.born or (self.steps > 0 and 1 or nil) end
   self.stepper = steps.new(self.job, print)

@@ -145,6 +145,13 @@ local function drop(self)
   self.graph, self.kept = nil, nil
 end
 
+--- Before the first step of a stage: what its strategies write, and say.
+---@param stage table
+---@param number integer of the stage
+function Step:begin(stage, number)
+  for _, text in ipairs(self.job:begin(stage)) do self.say(("stage %d: %s"):format(number, text)) end
+end
+
 --- Runs the step on the batch taken. numbers: of the optimizer, {lr=, step=, clip=, keep=}.
 ---@param scope any as for place
 ---@param stage table
@@ -157,6 +164,7 @@ function Step:run(scope, stage, number, numbers)
     self.key, self.alike = key, 0
   end
   self.optimizer:set(numbers)
+  if self.job.pairs then self.job.pairs:anneal(numbers.step / self.job.steps) end
   local ready = self.fixed and self.can and self.alike >= EAGER
   if ready and (self.graph or capture(self, scope, stage)) then
     self.graph:replay()

@@ -98,10 +98,9 @@ function Run:step(step)
   end
   self:take(scope, step)
   if step == stage.first then
-    for _, text in ipairs(job:begin(stage)) do self:say(("stage %d: %s"):format(number, text)) end
+    stepper:begin(stage, number)
     self:first(stage, number)
   end
-  if job.pairs then job.pairs:anneal(step / job.steps) end
   stepper:run(scope, stage, number, { step = step, lr = schedule.rate(stage.schedule, step - stage.origin), clip = o.clip,
     keep = math.min(o.ema, (1 + step) / (10 + step)) }) -- averages follow quickly at first
   local row = (job.device == "cpu" or self:is_read(step) or self:is_stop(step)) and self:inspect(step) or nil
