@@ -1,5 +1,6 @@
 --- Phi-Mamba of 123 M parameters from distilGPT2: the bridge alone, then soft labels with next-token cross-entropy. The language
---- setting of arXiv:2510.19266. preset=soft: soft labels alone; preset=4B: twice the tokens.
+--- setting of arXiv:2510.19266. preset=soft: soft labels alone; preset=4B: twice the tokens; what it is compared with: preset=reuse
+--- (the teacher's weights), preset=mohawk (three stages), preset=linearised (a linear attention first).
 ---
 --- The published code aligns with raw q and k and an MLP as wide as the teacher; `align` here does too (map = "none"). On a GPU
 --- add precision=bf16.
@@ -19,6 +20,15 @@ return cab.recipe {
   presets  = {
     soft   = function(r) table.remove(r.stages, 1) end,
     ["4B"] = function(r) r.stages[#r.stages].tokens = "4B" end,
+    reuse  = function(r) r.stages = { { loss = { weight_reuse = { weight = 1, hard = 1 } }, tokens = "2B" } } end,
+    mohawk = function(r)
+      r.stages = { { loss = { mohawk_orientation = 1 }, tokens = "80M" }, { loss = { mohawk_hidden = 1 }, tokens = "160M" },
+        { loss = { mohawk_transfer = 1 }, tokens = "2B" } }
+    end,
+    linearised = function(r)
+      r.stages = { { loss = { linear_attention = { weight = 1, kind = "linear", count = 64 } }, tokens = "200M" },
+        { loss = { linearised = { weight = 1, hard = 1 } }, tokens = "2B" } }
+    end,
   },
   missing  = {
     data = "Make it of any JSONL or text: cab tokenize FILES -o data/openwebtext.bin; then: cab run recipes/phi_mamba_distilgpt2.lua",

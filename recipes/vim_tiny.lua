@@ -1,6 +1,8 @@
 --- Vim-Tiny from DeiT-Tiny at 224 px with the attention bridge, on a part of ImageNet: the setting of arXiv:2510.19266, table 1.
 --- cab run recipes/vim_tiny.lua preset=1%        1, 5, 10 or 20 % of each class, all with the same number of steps
 --- cab run recipes/vim_tiny.lua preset=soft      without the bridge; preset=vanilla: labels alone, smoothed by 0.1
+--- cab run recipes/vim_tiny.lua preset=reuse     the teacher's weights where they fit, then soft labels; preset=mohawk: three stages, the first
+---                                               two a tenth of the epochs each (the paper does not say how long its were)
 ---
 --- Teacher and data: see `missing` below. The colour jitter of the published arguments takes effect where data.augment= is empty:
 --- beside RandAugment that pipeline leaves it out, and so does this one. On CIFAR-10: recipes/vim_tiny_cifar.lua.
@@ -23,6 +25,12 @@ return cab.recipe {
   presets  = {
     ["1%"] = part(0.01, 3000), ["5%"] = part(0.05, 600), ["10%"] = part(0.10, 300), ["20%"] = part(0.20, 150),
     soft = function(r) r.stages[1].loss = { soft = 1 } end,
+    reuse = function(r) r.stages[1].loss = { weight_reuse = 1 } end,
+    mohawk = function(r)
+      local n = r.stages[1].epochs
+      r.stages = { { loss = { mohawk_orientation = 1 }, epochs = n / 10 }, { loss = { mohawk_hidden = 1 }, epochs = n / 10 },
+        { loss = { mohawk_transfer = { weight = 1, hard = 0 } }, epochs = n * 8 / 10 } }
+    end,
     vanilla = function(r) r.stages[1].loss, r.teacher = { vanilla = { weight = 1, smoothing = 0.1 } }, nil end,
   },
   missing  = {

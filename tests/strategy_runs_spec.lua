@@ -73,7 +73,8 @@ describe("a run", function()
   it("begins a stage alike at the prompt, and where a step is replayed", function()
     local path = out()
     local function make() return recipe(nil, { stages = { { loss = { soft = 1 }, steps = 2 },
-      { loss = { weight_reuse = 1, align = { "attention_bridge", hidden = 8 } }, steps = 2 } }, pairs = { "learned" }, checkpoint = { every = 1, keep = 9 }, optim = { "adamw", lr = 1e-2 } }) end
+      { loss = { weight_reuse = 1, align = { "attention_bridge", hidden = 8 } }, steps = 2 } }, pairs = { "learned" },
+      checkpoint = { every = 1, keep = 9 }, optim = { "adamw", lr = 1e-2 } }) end
     make():run { out = path, quiet = true }
     local session, said, print_ = require "cab.session".of(make().resolved, "recipe"), {}, print
     session.stepper.say = function(text) said[#said + 1] = text end

@@ -284,6 +284,13 @@ describe("recipes/phi_mamba_*", function()
     end
     local soft = shipped "phi_mamba_distilgpt2":override { "preset=soft" }.resolved
     assert.equal(1, #soft.stages)
+    for preset, tokens in pairs { reuse = { "2B" }, mohawk = { "80M", "160M", "4B" }, linearised = { "200M", "2B" } } do
+      local stages = shipped("phi_mamba_distilgpt2"):override { "preset=" .. preset, preset == "mohawk" and "preset=4B" or nil }.resolved.stages
+      for i, n in ipairs(tokens) do assert.equal(n, stages[i].tokens) end
+      assert.equal(#tokens, #stages)
+    end
+    local mohawk = shipped("vim_tiny"):override { "preset=1%", "preset=mohawk" }.resolved.stages
+    assert.same({ 300, 300, 2400 }, { mohawk[1].epochs, mohawk[2].epochs, mohawk[3].epochs })
     assert.same({ 6, 12, 18, 24 }, shipped "phi_mamba_1_5b":override { "preset=hybrid" }.resolved.student.attention)
   end)
   it("say what is missing, and which command then works", function()
