@@ -65,6 +65,7 @@
 ---@field name? string for the log
 ---@field steps? integer length in optimizer steps
 ---@field tokens? number|string length in tokens of text, as 2e8 or "200M"
+---@field train? table names of what is trained, as { "aligner.*", "student.layers.*.mixer.*" }, * for any text; all without it
 
 ---@class cab.given.strategy.attention_bridge
 ---@field activation? "gelu"|"relu"|"silu"|"tanh" between them ("silu")
@@ -484,6 +485,7 @@ cab.nn = require "cab.nn"
 cab.options = require "cab.options"
 cab.pairs = require "cab.pairs"
 cab.pictures = require "cab.pictures"
+cab.plan = require "cab.plan"
 cab.plot = require "cab.plot"
 cab.recall = require "cab.recall"
 cab.recompute = require "cab.recompute"
