@@ -133,7 +133,7 @@ local function script_of(c)
     ("set key bmargin left vertical Left reverse samplen 1.5 spacing 1.2 maxrows %d"):format(((c.groups or #(c.series or {})) + 1) // 2),
     ("set xlabel %s"):format(quoted(c.x or "")), ("set ylabel %s"):format(quoted(c.y or "")) }
   if c.title then s[#s + 1] = ("set title %s offset 0,0.2"):format(quoted(c.title)) end
-  if c.logx then s[#s + 1] = "set logscale x" end
+  if c.logx then s[#s + 1] = "set logscale x; set autoscale xfix" end
   if c.logy then s[#s + 1] = "set logscale y; set format y '%g'" end
   if c.xtics then s[#s + 1] = ("set xtics (%s)"):format(table.concat(c.xtics, ", ")) end
   if c.low or c.high then s[#s + 1] = ("set yrange [%s:%s]"):format(c.low or "*", c.high or "*") end

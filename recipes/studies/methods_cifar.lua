@@ -1,8 +1,8 @@
 --- Methods by share of the data, CIFAR-10 at 32 px: hard labels, soft labels, the paper's preset (softmax maps), our default bridge,
 --- the control (the teacher's hidden states through the same bridge: is B/C <- K/Q special?), and all taps at once (also x onto v and
---- hidden onto hidden, weight 10). 36 runs, 10 minutes of one H100: cab sweep recipes/studies/methods_cifar.lua precision=bf16
+--- hidden onto hidden, weight 10). 36 runs, 8 minutes of one H100: cab sweep recipes/studies/methods_cifar.lua precision=bf16
 local cab = require "cab"
-local steps = 1600
+local steps = 1200
 local function arm(name, align) return { name = name, stages = { { loss = { soft = 1, align = align }, steps = steps } } } end
 return cab.study {
   about = "CIFAR-10 at 32 px: methods by share of the training images",
