@@ -106,6 +106,15 @@ describe("completion", function()
     assert.equal(0, code, text)
     assert.equal("completion\noptim.weight_decay=\n", text)
   end)
+  if os.execute "command -v fish >/dev/null" then
+    it("fills in words in fish", function()
+      assert(require "lfs".link(process.program, dir .. "/cab", true))
+      local asks = 'cab completion fish | source; complete -C "cab comple"; complete -C "cab eval --le"'
+      local code, text = process.sh(("cd / && PATH=%s:$PATH fish -c '%s'"):format(dir, asks))
+      assert.equal(0, code, text)
+      assert.matches("^completion\t[^\n]*\n%-%-lengths\t", text)
+    end)
+  end
   for _, shell in ipairs { "zsh", "fish" } do
     if os.execute(("command -v %s >/dev/null"):format(shell)) then
       it("is a script that " .. shell .. " reads", function()

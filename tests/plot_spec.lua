@@ -55,7 +55,10 @@ describe("charts of runs", function()
     assert.is_true(math.abs((tops[1] + tops[2]) / 2 - c.series[1].points[1][2]) < 1e-9)
     assert.same({ 2, math.min(tops[3], tops[4]), math.max(tops[3], tops[4]) }, c.series[1].band[2])
   end)
-  if not gnuplot then pending "are drawn: no gnuplot here" return end
+  if not gnuplot then
+    pending "are drawn: no gnuplot here"
+    return
+  end
   it("are drawn as PNG and SVG, all of them", function()
     for _, what in ipairs(charts.names()) do
       local of = (what == "map" or what == "perplexity" or what == "lengths") and { bridge } or { bridge, soft }
@@ -128,6 +131,43 @@ describe("attention", function()
       assert.truthy(refused(2, charts.main, { runs = { path }, what = what, out = dir .. "/no.png" }).message:find "teacher", what)
     end
     refused(2, charts.main, { runs = { bridge }, what = "attention", layer = 3, out = dir .. "/no.png" })
+  end)
+end)
+
+describe("runs on text", function()
+  local words, text = { "the", "cat", "sat", "on", "a", "mat", "and", "saw", "dogs" }, {}
+  for i = 1, 3000 do text[i] = words[(i * i + i // 7) % #words + 1] end
+  local file = process.put(dir .. "/text.txt", table.concat(text, " "))
+  local path = cab.recipe {
+    data = cab.data.text { train = file, tokenizer = "gpt2:100", length = 16, holdout = 0.2 },
+    teacher = cab.models.gpt2 { dim = 16, depth = 2, heads = 2, positions = 16 },
+    student = cab.models.phi_mamba { dim = 16, depth = 2, heads = 2, state = 4 },
+    stages = { { loss = { soft = 1, align = { "attention_bridge", hidden = 4 } }, steps = 6 } }, batch = 4, log = 1, eval = { every = "3 steps" } }
+    :run { out = dir .. "/text", quiet = true }.path
+  local runs = charts.runs { path }
+  it("say what the last token looks at: weights for each token, the largest 1", function()
+    local tokens, lines = insight.last_token(runs, 10)
+    assert.equal(10, #tokens)
+    assert.equal(2, #lines)
+    for _, line in ipairs(lines) do
+      assert.equal(10, #line[2])
+      assert.equal(1, math.max(table.unpack(line[2])))
+    end
+  end)
+  it("have similarity, perplexity and a curve of lengths", function()
+    for _, b in ipairs(charts.chart("similarity", runs, { images = 4 }).boxes) do
+      for _, v in ipairs(b.values) do assert.is_true(v > 0 and v <= 1 + 1e-6) end
+    end
+    assert.equal(2, #charts.chart("perplexity", runs).series[1].points)
+    local c = charts.chart("lengths", runs, { times = 2 })
+    assert.same({ 16, 32 }, { c.series[1].points[1][1], c.series[1].points[2][1] })
+    if gnuplot then assert.equal(dir .. "/t.png", (insight.attention(runs, dir .. "/t.png", { tokens = 8 }))) end
+  end)
+  it("have a report", function()
+    local page_path = report.write(runs, dir .. "/text.html", { images = 4 })
+    local html = folder.read(page_path)
+    assert.truthy(html:find "What the last token" and html:find "perplexity")
+    assert.is_nil(html:find "<script")
   end)
 end)
 

@@ -26,15 +26,18 @@ complete -F _cab cab
 #compdef cab
 # cab for zsh: the program itself says what fits.
 _cab() {
-  local line; local -a words_given found
-  words_given=("${(@)words[2,CURRENT]}")
+  local line word; local -a given whole open
+  given=("${(@)words[2,CURRENT]}")
   while IFS= read -r line; do
-    case $line in
-      :files) _files ;;
-      *) found+=("${${line%%$'\t'*}//:/\\:}:${line#*$'\t'}") ;;
+    word=${${line%%$'\t'*}//:/\\:}
+    case $word in
+      \\:files) _files ;;
+      *=|*/) open+=("$word:${line#*$'\t'}") ;;
+      *) whole+=("$word:${line#*$'\t'}") ;;
     esac
-  done < <("${words[1]}" completion words "${words_given[@]}" 2>/dev/null)
-  (( ${#found} )) && _describe -o cab found -S ''
+  done < <("${words[1]}" completion words "${given[@]}" 2>/dev/null)
+  (( ${#whole} )) && _describe cab whole
+  (( ${#open} )) && _describe cab open -S ''
 }
 (( $+functions[compdef] )) && compdef _cab cab
 ]==],

@@ -250,14 +250,52 @@ local function columns(job, maps, layer)
   return teacher, student
 end
 
+--- What the last token of a test text looks at: the tokens, and for the teacher and each student the weights of the last pair of layers,
+--- mean over heads, the largest 1.
+---@param runs NamedRun[] of language models
+---@param n? integer tokens (48)
+---@return string[] tokens
+---@return table[] lines {name, weights}
+function M.last_token(runs, n)
+  local tokens, lines = {}, {}
+  for _, run in ipairs(runs) do
+    local scope <close> = core.scope() -- luacheck: ignore scope
+    local job = M.job(run)
+    if job.pairs and job.text then
+      local ids = M.batch(job, 1)
+      ids = ids:slice(2, 1, math.min(n or 48, ids:size(2)))
+      local maps = M.maps(job, ids)
+      local m = maps[#maps]
+      local function weights(t)
+        local row, top = op.mean(op.abs(t:to "f32"), { dim = 2 }):totable()[1], 1e-30
+        row = row[#row]
+        for _, v in ipairs(row) do top = math.max(top, v) end
+        for i, v in ipairs(row) do row[i] = v / top end
+        return row
+      end
+      if #lines == 0 then
+        local tokenizer = require "cab.tokenizer".open(job.recipe.data.tokenizer)
+        for i = 1, ids:size(2) do tokens[i] = tokenizer:decode(ids:slice(2, i, i):reshape(1)) end
+        tokenizer:close()
+        lines[1] = { ("teacher, layer %d"):format(m.teacher_layer), weights(m.teacher) }
+      end
+      lines[#lines + 1] = { ("%s, layer %d"):format(run.name, m.layer), weights(m.student) }
+    end
+    run.job = nil
+  end
+  return tokens, lines
+end
+
 -- Text: matrices of teacher and student of a layer, tokens at the axes.
 local function text_attention(runs, path, o)
-  local charts, n = {}, math.min(o.tokens or 24, 48)
+  local charts = {}
   for _, run in ipairs(runs) do
     local scope <close> = core.scope() -- luacheck: ignore scope
     local job = M.job(run)
     if job.pairs then
-      local ids = M.batch(job, 1):slice(2, 1, n)
+      local ids = M.batch(job, 1)
+      local n = math.min(o.tokens or 24, 48, ids:size(2))
+      ids = ids:slice(2, 1, n)
       local names, tokenizer = {}, require "cab.tokenizer".open(job.recipe.data.tokenizer)
       for i = 1, n do names[i] = (tokenizer:decode(ids:slice(2, i, i):reshape(1)):gsub("%c", " ")) end
       tokenizer:close()

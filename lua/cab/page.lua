@@ -17,6 +17,7 @@ th:first-child,td:first-child{text-align:left}th{color:var(--soft);font-weight:6
 figure{margin:0;padding:.7rem;background:var(--card);border:1px solid var(--line);border-radius:.5rem;break-inside:avoid}
 figure.full{grid-column:1/-1}figcaption{font-size:.92rem;font-weight:600;margin-bottom:.4rem}
 svg{width:100%;height:auto;display:block}img{max-width:100%;height:auto;display:block;background:#fff;padding:.4rem;border-radius:.3rem}
+.marked{max-width:none;white-space:pre-wrap;print-color-adjust:exact}.marked b{display:block;font-size:.85rem;color:var(--soft)}
 details{margin:.4rem 0}pre{overflow-x:auto;background:var(--card);border:1px solid var(--line);padding:.7rem;border-radius:.5rem;font-size:.8rem;
 white-space:pre-wrap;word-break:break-word}
 @media print{:root{--back:#fff;--text:#000;--soft:#444;--card:#fff;--line:#bbb}body{max-width:none;font-size:11px}h2{break-after:avoid}
@@ -102,6 +103,20 @@ function Page:figures(list)
   end
   out[#out + 1] = "</div>"
   self:add(table.concat(out, "\n"))
+end
+
+--- A text with weights of 0 .. 1 behind its tokens, once a line. @param lines table[] {name, weights}
+function Page:marked(caption, tokens, lines)
+  local out = { ('<figure class="full"><figcaption>%s</figcaption>'):format(escaped(caption)) }
+  for _, line in ipairs(lines) do
+    out[#out + 1] = ('<p class="marked"><b>%s</b> '):format(escaped(line[1]))
+    for i, token in ipairs(tokens) do
+      out[#out + 1] = ('<span style="background:rgba(213,94,0,%.2f)">%s</span>'):format(0.85 * line[2][i], escaped((token:gsub("%s", " "))))
+    end
+    out[#out + 1] = "</p>"
+  end
+  out[#out + 1] = "</figure>"
+  self:add(table.concat(out))
 end
 
 function Page:details(title, text) self:add(("<details><summary>%s</summary><pre>%s</pre></details>"):format(escaped(title), escaped(text))) end

@@ -241,6 +241,8 @@ function M.write(runs, path, o)
   if o.models ~= false then
     page:section "What the students have of the teacher"
     page:figures(insights(runs, o, say))
+    local tokens, lines = require "cab.insight".last_token(runs)
+    if #lines > 0 then page:marked("What the last token of a test text looks at, mean over heads: darker is more", tokens, lines) end
   end
   page:section "Recipes"
   header, rows = differing(runs)
