@@ -189,6 +189,17 @@ describe("a report", function()
     end
     for id in html:gmatch "href=[\"']#([^\"']+)" do assert(ids[id], id .. " is not there") end
   end)
+  it("of a run that has not ended, and lost its weights, has what there is and says why the rest is not", function()
+    local old = dir .. "/old"
+    folder.make(old)
+    core.write_file(old .. "/recipe.json", folder.read(bridge .. "/recipe.json"))
+    core.write_file(old .. "/metrics.jsonl", folder.read(bridge .. "/metrics.jsonl"):sub(1, 900))
+    report.write(charts.runs { old }, dir .. "/old.html")
+    local html = folder.read(dir .. "/old.html")
+    assert.truthy(html:find("not ended", 1, true))
+    assert.truthy(html:find "Not drawn: [^<]*best.safetensors" or not gnuplot)
+    refused(74, charts.main, { runs = { old }, what = "similarity", out = dir .. "/x.png" })
+  end)
   it("tells the cost to reach the teacher's quality", function()
     local function a(name, tops, goal, metric)
       local r = { name = name, evals = {}, seconds = { { 10, 1 }, { 20, 2.5 }, { 30, 4 } }, teacher = { [metric or "top1"] = goal } }

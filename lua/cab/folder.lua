@@ -224,6 +224,7 @@ end
 function Folder:checkpoints()
   local steps, whole = {}, {}
   local dir = self.path .. "/checkpoints"
+  if lfs.attributes(dir, "mode") ~= "directory" then return steps, whole end
   for entry in lfs.dir(dir) do
     local n = math.tointeger(tonumber(entry:match("^step%-(%d+)%.json$")))
     if n then steps[#steps + 1] = n; whole[n] = true end

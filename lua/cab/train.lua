@@ -274,10 +274,13 @@ local function resume(self, how)
   if type(saved) ~= "table" or type(saved.recipe) ~= "table" then
     check.fail(65, ("%s/recipe.json: no JSON object with a recipe"):format(path), { file = path .. "/recipe.json", id = "recipe" })
   end
-  local other = runs.differences(saved.recipe, core.json_decode(core.json_encode(encodable(plain(self.job.recipe)))), loose)
+  local ok, whole = pcall(function() return M.encodable(runs.recipe(path).resolved) end) -- options that are new since have their defaults
+  local before = core.json_decode(core.json_encode(ok and whole or saved.recipe))
+  local other = runs.differences(before, core.json_decode(core.json_encode(M.encodable(self.job.recipe))), loose)
   if #other > 0 then
-    check.fail(2, ("%s was made with another '%s': resume it with the same recipe, or begin a new run from its checkpoint with --fork %s@%d\n%s"):format(
-      path, other[1][1], path, self.folder:checkpoints()[1] or 0, runs.say(other)))
+    local steps_there = self.folder:checkpoints()
+    check.fail(2, ("%s was made with another '%s': resume it with the same recipe%s\n%s"):format(path, other[1][1], #steps_there > 0
+      and (", or begin a new run from its checkpoint with --fork %s@%d"):format(path, steps_there[#steps_there]) or "", runs.say(other)))
   end
   local step, meta = restore(self, how)
   if step == 0 then return 0 end
