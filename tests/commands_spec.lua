@@ -166,6 +166,22 @@ return cab.recipe { data = cab.data.fashion { fraction = 0.01 }, student = cab.m
     assert.truthy(without:find "top%-1")
     assert.is_nil(without:find "\27%[%d+m")
   end)
+  it("of a run without a terminal is a plain line every so often, with rate, time left, memory and loss terms, and a table at the end", function()
+    local code, text = process.script(dir, [[
+local progress = require "cab.progress"
+local bar = progress.new { total = 4, name = "r", every = 0 }
+for step = 1, 4 do bar:tick(step, 10, progress.losses { loss = 1.5, ["loss.soft"] = 0.5, ["loss.align"] = 0.25 }, 1.5) end
+bar:summary { path = "runs/r-1", top1 = 50, loss = 1, steps = 4, seconds = 3661, images_per_second = 12, best = 60, best_step = 2,
+  peak = 1 << 20, r2 = { align = 0.5 } }
+]])
+    assert.equal(0, code, text)
+    assert.equal(3, select(2, text:gsub("r %d/4  %d%d:%d%d left  %d+ images/s  [%d.]+ %a+  loss 1.5000 %(align 0.25, soft 0.5%)\n", "")), text)
+    assert.is_nil(text:find "\27")
+    for _, line in ipairs { "top%-1 +50.00 %%", "R2 of align +0.500", "best +top%-1 60.00 %% of step 2", "time +1:01:01, 12 images/s", "memory +1.0 MiB",
+      "folder +runs/r%-1" } do
+      assert.matches(line, text)
+    end
+  end)
   it("is nothing at all with --quiet, and one JSON value with --json", function()
     local code, text = cab(("run %s/r.lua --quiet --out %s/quiet"):format(dir, dir))
     assert.equal(0, code)
