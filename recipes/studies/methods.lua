@@ -1,5 +1,5 @@
---- Methods by share of the data, Fashion-MNIST: the arms of recipes/studies/methods_cifar.lua on the embedded images. 72 runs: an hour and
---- a half on two cores, 5 minutes of one H100.
+--- Methods by share of the data, Fashion-MNIST: the arms of recipes/studies/methods_cifar.lua on the embedded images. 72 runs of about
+--- a minute on two cores, of seconds on a GPU.
 local cab = require "cab"
 local steps = 1000
 local function arm(name, align) return { name = name, stages = { { loss = { soft = 1, align = align }, steps = steps } } } end
