@@ -246,3 +246,38 @@ devices.each(function(device, on)
     end)
   end)
 end)
+
+-- Activations in bf16 where there is a GPU: whatever a strategy does meets f32 parameters, targets and sums in it.
+devices.each(function(device, on)
+  describe("training steps" .. on, function()
+    local synthetic = require "synthetic"
+    local precision = device == "cpu" and "f32" or "bf16"
+    local same = cab.models.vit { dim = 24, depth = 2, heads = 3, patch = 4 }
+    local list = {
+      mohawk_orientation = {}, mohawk_hidden = {}, mohawk_transfer = {}, weight_reuse = {}, matrix_distill = { distance = "cross_entropy" },
+      hidden_state = { distance = "cosine" }, linear_attention = {}, soft = { divergence = "jsd", top = 3 }, attention_distill = {}, attention_copy = {},
+    }
+    for name, given in pairs(list) do
+      it(("take %s in %s"):format(name, precision), function()
+        given.weight = 1
+        local vit = name == "attention_distill" or name == "attention_copy"
+        local t = synthetic.tiny("vim", { device = device, precision = precision, loss = { [name] = given }, student = vit and same or nil })
+        for n = 1, 5 do
+          local v = t:step(n, true)
+          assert.is_true(v.loss == v.loss and v.norm > 0 and v.norm < 1e6, ("step %d: loss %g, norm %g"):format(n, v.loss, v.norm))
+        end
+        t:close()
+      end)
+    end
+    for _, given in ipairs { { kind = "ridge" }, { heads = "each" }, { control = "random" }, { control = "other_image" }, { map = "learned" }, { map = "elu" },
+      { share = "all" }, { onto = { x = "v", hidden = "hidden" } } } do
+      local key = next(given)
+      it(("take a bridge with %s in %s"):format(key, precision), function()
+        given[1], given.weight, given.hidden = "attention_bridge", 1, 7
+        local t = synthetic.tiny("vim", { device = device, precision = precision, loss = { align = given } })
+        for n = 1, 5 do assert.is_true(t:step(n, true).norm > 0) end
+        t:close()
+      end)
+    end
+  end)
+end)

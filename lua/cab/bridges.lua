@@ -29,6 +29,11 @@ local function by_head(x, heads, groups)
   return x:reshape(b, l, groups, 1, N):expand { b, l, groups, heads // groups, N }:reshape(b * l, heads, N):permute(2, 1, 3)
 end
 
+-- A parameter in the dtype of the activations that it meets.
+local function like(x, parameter)
+  return x:dtype() == parameter:dtype() and parameter or op.cast(parameter, { to = x:dtype() })
+end
+
 -- An MLP for each of H heads, from the N numbers of the head's group to its P: weights [H,I,O], biases [H,1,O].
 local function head_mlp(o)
   local m = nn.module("head_mlp", {
@@ -36,7 +41,7 @@ local function head_mlp(o)
       local b, l, y = x:size(1), x:size(2), by_head(x, o.heads, o.groups)
       for i = 1, o.depth do
         if i > 1 then y = op[o.activation](y) end
-        y = op.matmul(y, self["weight" .. i]) + self["bias" .. i]
+        y = op.matmul(y, like(y, self["weight" .. i])) + like(y, self["bias" .. i])
       end
       return y:permute(2, 1, 3):reshape(b, l, o.heads * o.outputs)
     end,
@@ -71,7 +76,7 @@ function M.ridge(x, y, lambda)
     end
     local inverse = linalg.inverse(gram + core.tensor(diagonal, "f64"))
     local w = op.matmul(inverse, op.matmul(X:permute(2, 1), y:to("cpu"):to "f64") / n)
-    return w:to(x:dtype()):to(x:device())
+    return w:to(x:dtype() == "bf16" and "f32" or x:dtype()):to(x:device())
   end)
 end
 
