@@ -3,6 +3,7 @@
 local core = require "cab.core"
 local nn = require "cab.nn"
 local options = require "cab.options"
+local weighting = require "cab.weighting"
 local M = {}
 
 ---@class AuditTerm
@@ -176,7 +177,7 @@ local function pass(job, stage, number, i, batch, audit)
   audit.activations = math.max(audit.activations, core.memory(job.device).peak - live)
   out.norm, out.student = term.weight * core.grad_norm(job:tensors()), term.weight * core.grad_norm(job:tensors(true))
   out.groups = groups_of(job, term.weight)
-  if term.weight == 0 then
+  if weighting.peak(term.schedule or term.weight) == 0 then
     faults[#faults + 1] = who .. " has weight 0: it does nothing; leave it out, or give it a weight"
   elseif out.norm == 0 then
     faults[#faults + 1] = who .. " reaches no parameter"

@@ -98,6 +98,11 @@ M.kinds = kinds
 function kinds.loss(runs) return curve("training loss", "loss", series(runs, "metrics", function(r) return not r.eval and r.loss end)) end
 function kinds.terms(runs) return curve("loss terms, before their weights", "loss", keyed(runs, prefixed "loss.")) end
 function kinds.weighted(runs) return curve("loss terms times their weights", "loss", keyed(runs, prefixed "weighted.")) end
+function kinds.weights(runs) return curve("weights of loss terms", "weight", keyed(runs, prefixed "weight."), { logy = false }) end
+function kinds.cosine(runs)
+  return curve("gradient of a term against the others', mean over layers", "cosine", keyed(runs, function(r) return r.eval and r.eval.mean_cosine end),
+    { logy = false })
+end
 function kinds.gradient(runs) return curve("norm of the gradient", "L2 norm", series(runs, "metrics", function(r) return r.grad_norm end)) end
 function kinds.rate(runs) return curve("learning rate", "lr", series(runs, "metrics", function(r) return r.lr end), { logy = false }) end
 function kinds.accuracy(runs)

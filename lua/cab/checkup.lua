@@ -25,7 +25,7 @@ local function measure(job, stage, number, stepper)
     local live = core.memory(job.device).live
     core.reset_peak(job.device)
     local begun = core.now()
-    stepper:run(scope, stage, number, { step = i, lr = 0, clip = job.recipe.optim.clip, keep = 0 })
+    stepper:run(scope, stage, number, { step = stage.first + i - 1, lr = 0, clip = job.recipe.optim.clip, keep = 0 })
     core.sync(job.device)
     seconds, bytes = core.now() - begun, core.memory(job.device).peak - live
     job:clear_gradients()
@@ -46,8 +46,7 @@ function M.recipe(r)
   stepper:take(scope, feed)
   local out, seconds, most = { notes = job.notes, audits = {}, faults = {} }, 0, 0
   for number, stage in ipairs(job.stages) do
-    job:enter(stage)
-    job:begin(stage)
+    stepper:begin(stage, number)
     local audit = audits.stage(job, number, { images = stepper:images(), labels = stepper.batch.labels, targets = stepper.batch.targets })
     out.audits[number] = audit
     table.move(audit.faults, 1, #audit.faults, #out.faults + 1, out.faults)

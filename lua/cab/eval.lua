@@ -34,8 +34,10 @@ function M.classify(model, data, options)
     complaints = complaints }
 end
 
--- Targets of all layers are held at once, so few images.
-local function fit_batch(job)
+--- Images or rows of the batch on which fits are measured: targets of all layers are held at once, so few.
+---@param job Job
+---@return integer
+function M.fit_batch(job)
   if job.text then return math.max(1, 5000 // job.data.length) end
   local batch = job.recipe.eval.batch
   return batch == 0 and 100 or math.min(batch, 100)
@@ -48,7 +50,7 @@ end
 ---@return table name -> R2 by student layer, as text
 function M.fits(job, stage)
   local out, layers = {}, {}
-  local loader = job.data:loader("test", { batch = fit_batch(job) })
+  local loader = job.data:loader("test", { batch = M.fit_batch(job) })
   do
     local scope <close> = core.scope()
     core.no_grad(function()

@@ -1,7 +1,10 @@
 --- What a recipe becomes: data, models, strategies of each stage, parameters with their moments. No loop here.
 local core = require "cab.core"
 local check = require "cab.check"
+local control = require "cab.control"
 local options = require "cab.options"
+local taps = require "cab.taps"
+local weighting = require "cab.weighting"
 local M = {}
 
 ---@class Job
@@ -42,9 +45,12 @@ local function instances(self)
         found.strategy:prepare(self.pairs, { seed = self.recipe.seed, prefix = found.prefix, device = self.device })
         made[#made + 1] = found
       end
-      s.terms[#s.terms + 1] = { name = name, weight = term.weight, strategy = found.strategy }
+      local scheduled = type(term.weight) == "table" and term.weight or nil
+      s.terms[#s.terms + 1] = { name = name, weight = scheduled and scheduled.to or term.weight, strategy = found.strategy, schedule = scheduled,
+        scale = scheduled and core.full({ 1 }, scheduled.to, "f32", self.device) }
       s.list[#s.list + 1] = found.strategy
     end
+    s.all = s.terms
     self.stages[#self.stages + 1] = s
   end
   self.strategies = made
@@ -61,28 +67,72 @@ local function add_parameters(self, list, student)
   end
 end
 
--- The stages' borders in steps, and each stage's schedule: one over all stages, unless a stage brings its own rate.
+-- Lengths of the stages in steps, and each one's schedule: one over all stages, unless a stage brings its own rate.
 local function plan(self)
-  local r, last, spans = self.recipe, 0, require "cab.schedule"
-  local facts = { per_epoch = self.per_epoch, tokens = self.data.length and r.batch * self.data.length }
+  local r, spans = self.recipe, require "cab.schedule"
+  local facts = { per_epoch = self.per_epoch, tokens = self.data.length and r.batch * self.data.length, steps = 0 }
   for i, s in ipairs(self.stages) do
-    s.first = last + 1
-    s.last = last + math.max(1, s.spec.steps or s.spec.tokens and spans.budget(s.spec.tokens, ("stages.%d.tokens"):format(i), facts)
+    s.length = math.max(1, s.spec.steps or s.spec.tokens and spans.budget(s.spec.tokens, ("stages.%d.tokens"):format(i), facts)
       or math.floor(s.spec.epochs * facts.per_epoch + 0.5))
-    last = s.last
+    s.before, facts.steps = facts.steps, facts.steps + s.length
   end
-  self.steps = last
+  self.planned = facts.steps
+  local function with(steps) return { per_epoch = facts.per_epoch, tokens = facts.tokens, steps = steps } end
   local function schedule(steps, lr)
     local o = r.optim
-    local function span(key) return spans.steps(o[key], "optim." .. key, { per_epoch = facts.per_epoch, tokens = facts.tokens, steps = steps }) end
+    local function span(key) return spans.steps(o[key], "optim." .. key, with(steps)) end
     return { kind = o.schedule, lr = lr, low = math.min(o.low, lr), start = math.min(o.start, lr), steps = steps, warmup = span "warmup",
-      cooldown = span "cooldown" }
+      decay = span "decay", cooldown = span "cooldown" }
   end
-  facts.steps = last
   self.eval_every = spans.steps(r.eval.every, "eval.every", facts)
-  for _, s in ipairs(self.stages) do
-    s.schedule = s.spec.lr and schedule(s.last - s.first + 1, s.spec.lr) or schedule(self.steps, r.optim.lr)
-    s.origin = s.spec.lr and s.first - 1 or 0
+  for i, s in ipairs(self.stages) do
+    s.schedule = s.spec.lr and schedule(s.length, s.spec.lr) or schedule(self.planned, r.optim.lr)
+    for _, t in ipairs(s.terms) do
+      if t.schedule then t.schedule = weighting.compile(t.schedule, ("stages.%d.loss.%s.weight"):format(i, t.name), with(s.length)) end
+    end
+    if control.wanted(s) and self.eval_every == 0 then
+      check.fail(2, ("stages.%d ends or weighs by what evaluations find: set eval.every"):format(i), { id = "recipe" })
+    end
+  end
+end
+
+-- Which taps the terms of a stage ask of both models, and whether any asks for the student's own pass.
+local function ask(self, s)
+  local list = {}
+  s.apart = true
+  for i, t in ipairs(s.terms) do list[i], s.apart = t.strategy, s.apart and t.strategy.apart or false end
+  s.student_taps = taps.wanted(list, "student", self.student)
+  s.teacher_taps = self.teacher and taps.wanted(list, "teacher", self.teacher)
+end
+
+--- Brings stages and terms in line with `control`: borders, where conditions ended stages early, and terms that were stopped. A
+--- rate over all stages goes on where the next stage would have begun.
+function Job:follow()
+  local last = 0
+  for i, s in ipairs(self.stages) do
+    local stopped = control.stopped(self, i)
+    s.first = last + 1
+    s.last = math.min(last + s.length, self.control.ends[tostring(i)] or math.huge)
+    s.origin = s.spec.lr and s.first - 1 or s.first - 1 - s.before
+    last = s.last
+    local terms = {}
+    for _, t in ipairs(s.all) do if not stopped[t.name] then terms[#terms + 1] = t end end
+    if #terms ~= #s.terms then s.terms = terms end
+    ask(self, s)
+  end
+  self.steps = last
+end
+
+--- Sets the weights of a stage's terms for a step.
+---@param stage table
+---@param number integer of the stage
+---@param step integer
+function Job:weigh(stage, number, step)
+  for _, t in ipairs(stage.terms) do
+    if t.schedule then
+      t.weight = weighting.at(t.schedule, step - stage.first + 1, t.schedule.kind == "adaptive" and control.term(self, number, t.name).scale)
+      t.scale:fill(t.weight)
+    end
   end
 end
 
@@ -150,7 +200,7 @@ end
 ---@param r table resolved recipe
 ---@return Job
 function M.build(r)
-  local self = setmetatable({ recipe = r, stages = {}, params = {}, notes = {} }, Job)
+  local self = setmetatable({ recipe = r, stages = {}, params = {}, notes = {}, control = control.new() }, Job)
   choose_device(self)
   if r.threads > 0 then core.threads(r.threads) end
   self.data = M.helped(r, "data", require "cab.data".build, r.data, self.device)
@@ -180,17 +230,14 @@ function M.build(r)
   if self.pairs then add_parameters(self, self.pairs:parameters(), false) end
   choose(self)
   plan(self)
+  self:follow()
   return self
 end
 
 --- What each stage asks of both models, after its strategies: taps, and whether the student runs over the batch at all.
 function Job:announce()
-  local taps = require "cab.taps"
   for _, s in ipairs(self.stages) do
-    s.apart = true
-    for _, strategy in ipairs(s.list) do s.apart = s.apart and strategy.apart or false end
-    s.student_taps = taps.wanted(s.list, "student", self.student)
-    s.teacher_taps = self.teacher and taps.wanted(s.list, "teacher", self.teacher)
+    ask(self, s)
     for _, strategy in ipairs(s.list) do
       for _, name in ipairs(strategy:measures() and strategy.needs.teacher or {}) do
         self.measures = self.measures or {}
@@ -280,24 +327,24 @@ function Job:losses(stage, images, labels, target)
       return logits
     end })
   end
-  local logits, taps
-  if not stage.apart then logits, taps = self.student:forward(images, stage.student_taps) end
+  local logits, seen
+  if not stage.apart then logits, seen = self.student:forward(images, stage.student_taps) end
   batch.logits = logits
-  if self.pairs then self.pairs:step(taps, teacher_taps) end
+  if self.pairs then self.pairs:step(seen, teacher_taps) end
   local terms = {}
   for i, term in ipairs(stage.terms) do
-    terms[i] = { name = term.name, weight = term.weight, strategy = term.strategy, value = term.strategy:run(self.pairs, batch) }
+    terms[i] = { name = term.name, weight = term.weight, scale = term.scale, strategy = term.strategy, value = term.strategy:run(self.pairs, batch) }
   end
-  return terms, logits, taps
+  return terms, logits, seen
 end
 
---- sum of weight * value.
+--- sum of weight * value; a weight that changes is a tensor, so that a captured step reads it anew.
 ---@param terms table[] of Job:losses
 ---@return cab.Tensor scalar
 function M.total(terms)
   local sum
   for _, t in ipairs(terms) do
-    local part = t.weight == 1 and t.value or t.value * t.weight
+    local part = t.scale and t.value:reshape(1) * t.scale or t.weight == 1 and t.value or t.value * t.weight
     sum = sum and sum + part or part
   end
   return sum

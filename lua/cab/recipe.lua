@@ -2,6 +2,7 @@
 local core = require "cab.core"
 local check = require "cab.check"
 local schedule = require "cab.schedule"
+local weighting = require "cab.weighting"
 local M = {}
 
 local numbers = "number"
@@ -37,8 +38,9 @@ local parts = {
     beta1        = { numbers, default = 0.9, min = 0, max = 1 },
     beta2        = { numbers, default = 0.999, min = 0, max = 1 },
     eps          = { numbers, default = 1e-8, min = 0 },
-    schedule     = { "string", default = "cosine", one_of = { "constant", "cosine" } },
+    schedule     = { "string", default = "cosine", one_of = schedule.names },
     warmup       = { "number|string", default = 0, min = 0 },   -- epochs, may be a fraction; "500 steps", "20M tokens", "10 %" of all steps
+    decay        = { "number|string", default = "20 %", min = 0 }, -- the same, the fall of a wsd before that
     cooldown     = { "number|string", default = 0, min = 0 },   -- the same, at `low`
     clip         = { numbers, default = 0, min = 0 },           -- largest global L2 norm of the gradient, 0: off
     ema          = { numbers, default = 0, min = 0, max = 1 },  -- share of the average kept each step, 0: off
@@ -67,8 +69,18 @@ local stage = {
   steps  = { "integer", min = 1 },
   tokens = { "number|string", min = 1 },                        -- of text, as 2e8 or "200M"
   lr     = { numbers, min = 0 },                                -- given: the stage has its own schedule
+  stop   = { "table" },                                         -- a condition that ends the stage before its length
   train  = { "table" },                                         -- patterns of parameter names, as "aligner.*"; all without it
 }
+local stop = {
+  of      = { "string" },                                       -- the term; default: the stage's only one
+  below   = { numbers },                                        -- its loss on the held-out batch
+  r2      = { numbers, max = 1 },
+  plateau = { "integer", min = 1 },                             -- evaluations in a row without a fall by delta
+  delta   = { numbers, default = 0.01, min = 0, max = 1 },
+  top1    = { numbers, min = 0, max = 100 },                    -- of the student
+}
+M.stop = stop
 M.schema, M.parts, M.stage = schema, parts, stage -- for cab.reference
 
 -- name -> rule of a spec's options.
@@ -90,11 +102,22 @@ local function term(name, given, path)
   local class = given.strategy or given[1] or name
   local set = { }
   for k, v in pairs(given) do if k ~= "strategy" and k ~= "weight" and k ~= 1 then set[k] = v end end
-  local weight = check.value({ numbers, min = 0 }, given.weight == nil and 1 or given.weight, path .. ".weight")
+  local weight = weighting.resolve(given.weight == nil and 1 or given.weight, path .. ".weight")
   local made = require "cab.strategy".create(class, set) -- faults on unknown names and options
   local out = check.copy(made.given)
   out.strategy, out.weight = class, weight
   return out
+end
+
+-- The condition that ends a stage, checked.
+local function stop_of(s, path)
+  local c = check.options(stop, s.stop, path .. ".stop")
+  local names = require "cab.options".names(s.loss)
+  if not c.of and #names == 1 then c.of = names[1] end
+  if c.of and not s.loss[c.of] then check.usage(("%s.stop.of: %s"):format(path, check.unknown("loss term", c.of, names))) end
+  if not (c.below or c.r2 or c.plateau or c.top1) then check.usage(path .. ".stop needs one of below, r2, plateau and top1") end
+  if not c.of and not c.top1 then check.usage(("%s.stop.of is missing: the term that is looked at (known: %s)"):format(path, table.concat(names, ", "))) end
+  return c
 end
 
 local function stages(list)
@@ -119,6 +142,7 @@ local function stages(list)
     end
     if count == 0 then check.usage(path .. ".loss has no term") end
     s.loss, out[i] = loss, s
+    if s.stop then s.stop = stop_of(s, path) end
   end
   return out
 end
@@ -158,7 +182,7 @@ function M.resolve(given)
     if key == "optim" and part[1] then part.name, part[1] = part[1], nil end
     r[key] = check.options(rules, part, key)
   end
-  for _, key in ipairs { "warmup", "cooldown" } do schedule.span(r.optim[key], "optim." .. key) end
+  for _, key in ipairs { "warmup", "decay", "cooldown" } do schedule.span(r.optim[key], "optim." .. key) end
   schedule.span(r.eval.every, "eval.every")
   for _, metric in ipairs(r.eval.metrics) do
     local ok = false

@@ -33,7 +33,12 @@ function M.sections()
   for _, name in ipairs(keys(recipes.parts)) do add(name, ("`%s = { ... }`"):format(name), recipes.parts[name], name) end
   add("stages.N", "`stages = { { loss = { ... }, epochs = 10 }, ... }`", recipes.stage, "stage")
   add("stages.N.loss.TERM", "`align = { \"attention_bridge\", weight = 3 }`; the strategy's options stand beside these.",
-    { strategy = { "string|table" }, weight = { "number", default = 1, min = 0 } }, "term")
+    { strategy = { "string|table" }, weight = { "number|table", default = 1, min = 0 } }, "term")
+  add("stages.N.stop", "`stop = { of = \"align\", r2 = 0.9 }`: looked at after each evaluation, on the first batch of the test images.", recipes.stop, "stop")
+  local weights = require "cab.weighting".kinds
+  for _, name in ipairs(keys(weights)) do
+    add("weight " .. name, ("`weight = { \"%s\", ... }`"):format(name), weights[name], "weight." .. name, "weight")
+  end
   for _, name in ipairs(strategies()) do
     local class = require "cab".strategies[name]
     add("strategy " .. name, class.about or "", class.options, "strategy." .. name, "bridge", "soft", "reuse")

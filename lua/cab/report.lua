@@ -145,7 +145,8 @@ end
 -- All charts that the runs have, as {title, svg}.
 local function curves(runs)
   local out, charts, plot = {}, require "cab.charts", require "cab.plot"
-  for _, what in ipairs { "accuracy", "perplexity", "loss", "terms", "fit", "shares", "conflict", "gradient", "rate", "speed", "wait", "memory" } do
+  for _, what in ipairs { "accuracy", "perplexity", "loss", "terms", "fit", "weights", "shares", "conflict", "cosine", "gradient", "rate", "speed", "wait",
+    "memory" } do
     local c, most = charts.kinds[what](runs), 0
     for _, line in ipairs(c and c.series or {}) do most = math.max(most, #line.points) end
     if most > 1 then

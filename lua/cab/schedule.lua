@@ -1,9 +1,10 @@
---- Learning rates as functions of the step: constant or cosine, each with a linear warm-up and a flat end.
---- cosine: lr(t) = low + (high - low) (1 + cos(pi t / T)) / 2.
+--- Learning rates as functions of the step: constant, cosine or wsd, each with a linear warm-up and a flat end.
+--- cosine: lr(t) = low + (high - low) (1 + cos(pi t / T)) / 2. wsd (warm-up, stable, decay; arXiv:2404.06395): the highest rate until
+--- the last `decay` steps, of which lr(t) = low + (high - low) (1 - sqrt(t / T)) (arXiv:2405.18392).
 local check = require "cab.check"
 local M = {}
 
-M.names = { "constant", "cosine" }
+M.names = { "constant", "cosine", "wsd" }
 
 local scale = { [""] = 1, k = 1e3, K = 1e3, M = 1e6, B = 1e9, G = 1e9 }
 
@@ -57,12 +58,13 @@ function M.budget(tokens, path, facts)
 end
 
 ---@class Schedule
----@field kind string "constant" or "cosine"
+---@field kind string "constant", "cosine" or "wsd"
 ---@field lr number the highest rate
 ---@field low number the rate at the end of a cosine
 ---@field start number the rate at step 1 of the warm-up
 ---@field warmup integer steps of linear warm-up
 ---@field cooldown integer last steps at `low`
+---@field decay? integer steps of the fall of a wsd
 ---@field steps integer steps in all
 
 --- The learning rate of a step.
@@ -74,6 +76,11 @@ function M.rate(s, step)
     return s.start + (s.lr - s.start) * step / s.warmup
   end
   if s.kind == "constant" then return s.lr end
+  if s.kind == "wsd" then
+    local fall = s.steps - s.cooldown - s.decay
+    if step <= fall then return s.lr end
+    return s.low + (s.lr - s.low) * (1 - math.sqrt(math.min(1, (step - fall) / math.max(s.decay, 1))))
+  end
   if s.kind ~= "cosine" then check.usage("optim.schedule: " .. check.unknown("schedule", s.kind, M.names)) end
   local span = s.steps - s.warmup - s.cooldown
   local t = math.min(span, step - s.warmup)

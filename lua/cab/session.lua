@@ -3,6 +3,7 @@
 ---   recipe:step(10); recipe.student.layers[3].B; recipe:eval(); recipe:plot()
 local core = require "cab.core"
 local check = require "cab.check"
+local control = require "cab.control"
 local folders = require "cab.folder"
 local options = require "cab.options"
 local schedule = require "cab.schedule"
@@ -243,7 +244,7 @@ function methods:save(path)
     folder:metric(row)
   end
   local born = self.stepper:born()
-  folder:save(self.steps, self.job:state(), { born = next(born) and born or nil }, self.recipe.checkpoint.keep)
+  folder:save(self.steps, self.job:state(), { born = next(born) and born or nil, control = control.state(self.job) }, self.recipe.checkpoint.keep)
   folder:close()
   return note(("step %d in %s: cab resume %s"):format(self.steps, path, path))
 end
@@ -255,6 +256,7 @@ function methods:restore(path, step)
   local tensors, manifest = folders.view(path):at(step)
   self.job:restore(tensors, ("%s/checkpoints/step-%d.safetensors"):format(path, step))
   for _, p in ipairs(self.job.params) do p.born = manifest.meta and manifest.meta.born and manifest.meta.born[p.name] end
+  control.restore(self.job, (manifest.meta or {}).control)
   self.stepper:close()
   self.stepper, self.steps, self.history = steps.new(self.job, print), step, {}
   if self.loader then self.loader:close() end

@@ -23,6 +23,7 @@ function M.row(job, step, v)
   local row = { step = step, epoch = (step - 1) // job.per_epoch, stage = number, loss = v.loss,
     lr = schedule.rate(stage.schedule, step - stage.origin), grad_norm = v.norm }
   for name, x in pairs(v.terms) do row["loss." .. name] = x end
+  for _, t in ipairs(stage.terms) do if t.schedule then row["weight." .. t.name] = t.weight end end
   for _, t in ipairs(#stage.terms > 1 and stage.terms or {}) do row["weighted." .. t.name] = t.weight * v.terms[t.name] end
   return row
 end
@@ -129,10 +130,10 @@ local function capture(self, scope, stage)
   return false
 end
 
--- What a captured step holds as numbers: the stage's terms and their weights.
+-- What a captured step holds as it was: the stage's terms and those weights that never change.
 local function key_of(stage, number)
   local key = { number }
-  for _, t in ipairs(stage.terms) do key[#key + 1] = ("%s=%.17g"):format(t.name, t.weight) end
+  for _, t in ipairs(stage.terms) do key[#key + 1] = t.scale and t.name or ("%s=%.17g"):format(t.name, t.weight) end
   return table.concat(key, " ")
 end
 
@@ -145,10 +146,18 @@ local function drop(self)
   self.graph, self.kept = nil, nil
 end
 
+-- From now on only what the stage trains wants gradients.
+local function enter(self, stage)
+  if self.stage == stage then return end
+  self.job:enter(stage)
+  self.stage = stage
+end
+
 --- Before the first step of a stage: what its strategies write, and say.
 ---@param stage table
 ---@param number integer of the stage
 function Step:begin(stage, number)
+  enter(self, stage)
   for _, text in ipairs(self.job:begin(stage)) do self.say(("stage %d: %s"):format(number, text)) end
 end
 
@@ -158,13 +167,15 @@ end
 ---@param number integer of the stage
 ---@param numbers table
 function Step:run(scope, stage, number, numbers)
+  enter(self, stage)
+  self.job:weigh(stage, number, numbers.step)
   local key = key_of(stage, number)
   if self.fixed and key ~= self.key then
     drop(self)
     self.key, self.alike = key, 0
   end
   self.optimizer:set(numbers)
-  if self.job.pairs then self.job.pairs:anneal(numbers.step / self.job.steps) end
+  if self.job.pairs then self.job.pairs:anneal(numbers.step / self.job.planned) end
   local ready = self.fixed and self.can and self.alike >= EAGER
   if ready and (self.graph or capture(self, scope, stage)) then
     self.graph:replay()

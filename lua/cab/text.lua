@@ -91,7 +91,7 @@ function M.losses(job, stage, ids, segment)
   if job.pairs then job.pairs:step(taps, teacher_taps, about) end
   local terms = {}
   for i, term in ipairs(stage.terms) do
-    terms[i] = { name = term.name, weight = term.weight, strategy = term.strategy, value = term.strategy:run(job.pairs, batch) }
+    terms[i] = { name = term.name, weight = term.weight, scale = term.scale, strategy = term.strategy, value = term.strategy:run(job.pairs, batch) }
   end
   return terms, nil, taps
 end

@@ -9,6 +9,7 @@ local jobs = require "cab.job"
 local schedule = require "cab.schedule"
 local evaluate = require "cab.eval"
 local audits = require "cab.audit"
+local control = require "cab.control"
 local plans = require "cab.plan"
 local progress = require "cab.progress"
 local steps = require "cab.step"
@@ -92,10 +93,6 @@ function Run:step(step)
   local scope <close> = core.scope()
   local job, o, stepper = self.job, self.job.recipe.optim, self.stepper
   local stage, number = job:stage(step)
-  if stage ~= self.stage then
-    job:enter(stage)
-    self.stage = stage
-  end
   self:take(scope, step)
   if step == stage.first then
     stepper:begin(stage, number)
@@ -186,6 +183,7 @@ function Run:evaluate(step)
   local share, spent = self:data_wait()
   self.folder:log(("step %d: waited for data %.1f %% of %.2f s"):format(step, 100 * share, spent))
   local row = evaluate.job(job, (job:stage(step)))
+  local decided = control.update(job, step, row)
   local score, parts = row.score, evaluate.words(row)
   if self.shares then
     row.share = {}
@@ -197,6 +195,7 @@ function Run:evaluate(step)
     self.shares = nil
   end
   self:say(("step %d  %s"):format(step, table.concat(parts, "  ")))
+  for _, text in ipairs(decided) do self:say(text) end
   if row.complaints then self:say("warning: evaluation: " .. row.complaints) end
   local seconds = row.seconds
   row.seconds, row.score, row.complaints = nil, nil, nil -- times differ from run to run; the log has them
@@ -218,7 +217,7 @@ function Run:save(step)
   local begun = core.now()
   local ok, e = pcall(self.folder.save, self.folder, step, self.job:state(),
     { born = next(born) and born or nil, best = self.best, best_step = self.best_step, skipped = self.skipped, device = self:device(),
-      seconds = self.spent + core.now() - self.begun },
+      seconds = self.spent + core.now() - self.begun, control = control.state(self.job) },
     self.job.recipe.checkpoint.keep)
   if ok then
     self.failed, self.saved = 0, step
@@ -262,6 +261,7 @@ local function restore(self, how)
   self.job:restore(tensors, ("%s/checkpoints/step-%d.safetensors"):format(self.folder.path, manifest.step))
   local meta = manifest.meta or {}
   for _, p in ipairs(self.job.params) do p.born = meta.born and meta.born[p.name] end
+  control.restore(self.job, meta.control)
   self.best, self.best_step, self.skipped, self.spent = meta.best, meta.best_step, meta.skipped or 0, meta.seconds or 0
   for _, row in ipairs(self.folder:cut(manifest.step)) do self.last = row.eval or self.last end
   self.saved = manifest.step
@@ -337,6 +337,7 @@ local function fork(self, text)
   self.job:restore(tensors, from.file)
   local meta, old = manifest.meta or {}, check.decode(folders.read(from.run .. "/recipe.json"))
   for _, p in ipairs(self.job.params) do p.born = meta.born and meta.born[p.name] end
+  control.restore(self.job, meta.control)
   for _, row in ipairs((folders.metrics(from.run .. "/metrics.jsonl"))) do
     if (row.step or 0) <= from.step then self.folder:metric(row) end
   end
@@ -359,7 +360,9 @@ end
 -- Steps first+1 .. last. True if a signal (or stop_after) ended them early.
 local function loop(self, first)
   local job, r, text = self.job, self.job.recipe, ""
-  for step = first + 1, job.steps do
+  local step = first
+  while step < job.steps do -- a condition may end a stage, and so the run, early
+    step = step + 1
     self.at = step
     local row = self:step(step)
     self.done = step
