@@ -45,9 +45,9 @@ local function instances(self)
         found.strategy:prepare(self.pairs, { seed = self.recipe.seed, prefix = found.prefix, device = self.device })
         made[#made + 1] = found
       end
-      local scheduled = type(term.weight) == "table" and term.weight or nil
-      s.terms[#s.terms + 1] = { name = name, weight = scheduled and scheduled.to or term.weight, strategy = found.strategy, schedule = scheduled,
-        scale = scheduled and core.full({ 1 }, scheduled.to, "f32", self.device) }
+      local scheduled = type(term.weight) == "table" and term.weight or nil -- weighed anew each step
+      s.terms[#s.terms + 1] = { name = name, weight = weighting.peak(term.weight), strategy = found.strategy, schedule = scheduled,
+        scale = scheduled and core.full({ 1 }, 0, "f32", self.device) }
       s.list[#s.list + 1] = found.strategy
     end
     s.all = s.terms
@@ -115,9 +115,8 @@ function Job:follow()
     s.last = math.min(last + s.length, self.control.ends[tostring(i)] or math.huge)
     s.origin = s.spec.lr and s.first - 1 or s.first - 1 - s.before
     last = s.last
-    local terms = {}
-    for _, t in ipairs(s.all) do if not stopped[t.name] then terms[#terms + 1] = t end end
-    if #terms ~= #s.terms then s.terms = terms end
+    s.terms = {}
+    for _, t in ipairs(s.all) do if not stopped[t.name] then s.terms[#s.terms + 1] = t end end
     ask(self, s)
   end
   self.steps = last

@@ -48,12 +48,13 @@
 ---@field beta2? number decay of the second moment (0.999)
 ---@field clip? number largest global L2 norm of the gradient; 0: off (0)
 ---@field cooldown? number|string the same, at low, at the end (0)
+---@field decay? number|string the same, the fall of a wsd: its last part before the cooldown ("20 %")
 ---@field ema? number share of the average of weights kept each step; 0: no average (0)
 ---@field eps? number added to the root of the second moment (1e-08)
 ---@field low? number the learning rate at the cosine's end (1e-05)
 ---@field lr? number the highest learning rate (0.0005)
 ---@field name? "adamw" may stand first without its key: optim = { "adamw", lr = 1e-3 } ("adamw")
----@field schedule? "constant"|"cosine" of the learning rate over all stages, or over a stage that has its own lr ("cosine")
+---@field schedule? "constant"|"cosine"|"wsd" of the learning rate over all stages, or over a stage that has its own lr ("cosine")
 ---@field start? number the learning rate at the warm-up's start (1e-06)
 ---@field warmup? number|string epochs; or "500 steps", "20M tokens", "10 %" of all steps (0)
 ---@field weight_decay? number decoupled; not of biases, norms, A_log, D, position and class tokens (0.05)
@@ -64,6 +65,7 @@
 ---@field lr? number given: the stage has a schedule of its own with this highest rate
 ---@field name? string for the log
 ---@field steps? integer length in optimizer steps
+---@field stop? table a condition that ends the stage before its length
 ---@field tokens? number|string length in tokens of text, as 2e8 or "200M"
 ---@field train? table names of what is trained, as { "aligner.*", "student.layers.*.mixer.*" }, * for any text; all without it
 
