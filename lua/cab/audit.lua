@@ -89,6 +89,12 @@ local function held(strategy)
   return out
 end
 
+-- L2 norm of a tap's gradient, which may be bf16; 0 where none came.
+local function tap_norm(leaf)
+  local g = leaf.grad
+  return g and core.no_grad(function() return core.ops.sum(core.ops.square(g:to "f32")):item() ^ 0.5 end) or 0
+end
+
 -- Layers that a tap is asked of: those with an entry in the layer map.
 local function asked(job)
   local out = {}
@@ -109,7 +115,7 @@ local function look_at_taps(job, who, term, leaves, cut, faults)
       local sum, layers = 0, {}
       for layer = 1, job.student.depth or 0 do
         local leaf = leaves[name] and leaves[name][layer]
-        layers[layer] = leaf and core.grad_norm { leaf } or false
+        layers[layer] = leaf and tap_norm(leaf) or false
         sum = sum + (layers[layer] or 0)
         if leaf and cut[name .. "." .. layer] and asked(job)[layer] and trains_all(job) then
           faults[#faults + 1] = ("%s: tap '%s' of the student's layer %d is detached: its gradient goes nowhere"):format(who, name, layer)
