@@ -343,7 +343,7 @@ end
 function M.total(terms)
   local sum
   for _, t in ipairs(terms) do
-    local part = t.scale and t.value:reshape(1) * t.scale or t.weight == 1 and t.value or t.value * t.weight
+    local part = t.scale and t.value:reshape(1) * require "cab.models.build".cast(t.scale, t.value:dtype()) or t.weight == 1 and t.value or t.value * t.weight
     sum = sum and sum + part or part
   end
   return sum
