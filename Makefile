@@ -13,8 +13,9 @@ VERSION  := $(shell sed -n 's/.*CAB_VERSION "\(.*\)"/\1/p' core/lua/cab.h)
 PACKAGES := gcc libc6-dev liblua5.4-dev libopenblas-openmp-dev libpng-dev libjpeg62-turbo-dev zlib1g-dev libjansson-dev \
             libxxhash-dev libutf8proc-dev lua-busted lua-argparse lua-filesystem libedit2 gnuplot-nox
 LINTERS  := lua-check cppcheck
+TESTERS  := openmpi-bin
 
-MODULES  := base tensor ops io data lua
+MODULES  := base tensor ops io data dist lua
 CPPFLAGS += $(MODULES:%=-Icore/%) -Ikernels -I/usr/include/lua5.4 -D_GNU_SOURCE
 OPT      ?= -O2 -g
 KOPT     ?= -O3 -g
@@ -34,8 +35,8 @@ OBJECTS  := $(CORE:%.c=$B/%.o) $(B)/twins.o \
 CUDA     ?= $(patsubst %/bin/nvcc,%,$(or $(shell command -v nvcc),$(wildcard /usr/local/cuda/bin/nvcc)))
 NVCC     := $(if $(wildcard $(CUDA)/include/cublasLt.h),$(CUDA)/bin/nvcc)
 CUDA_ARCH := -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=[sm_90,compute_90]
-NVFLAGS  := -std=c++17 -O3 -lineinfo -Xfatbin -compress-all -Icore/base -Icore/tensor -Ikernels -Xcompiler -fPIC,-Wall $(CUDA_ARCH)
-CUDA_OBJECTS := $(patsubst %.cu,$B/%.cu.o,$(wildcard kernels/*.cu core/tensor/*.cu))
+NVFLAGS  := -std=c++17 -O3 -lineinfo -Xfatbin -compress-all -Icore/base -Icore/tensor -Icore/dist -Ikernels -Xcompiler -fPIC,-Wall $(CUDA_ARCH)
+CUDA_OBJECTS := $(patsubst %.cu,$B/%.cu.o,$(wildcard kernels/*.cu core/tensor/*.cu core/dist/*.cu))
 
 .PHONY: all deps demo test module install install-rock dist bench lint asan fuzz crash clean
 all: $B/cab $(if $(NVCC),$B/libcab_cuda.so)
@@ -80,6 +81,7 @@ demo: deps
 	$B/cab run recipes/quickstart.lua
 
 test: deps
+	@tests/install-packages $(TESTERS)
 	@$(MAKE) --no-print-directory -s -j$$(nproc) all
 	$B/cab run tests/main.lua
 
@@ -127,7 +129,7 @@ lint:
 	luacheck -q lua recipes examples tests
 	$(CC) $(CPPFLAGS) -w -std=gnu11 -fsyntax-only tests/fuzz/*.c tests/fuzz/support/*.c
 	cppcheck -q --error-exitcode=1 --inline-suppr --enable=warning,portability --suppress=missingIncludeSystem \
-	  --suppress=nullPointerOutOfMemory --suppress=missingInclude --suppress=arrayIndexThenCheck $(MODULES:%=-Icore/%) -Ikernels $(addprefix core/,base tensor ops io data)
+	  --suppress=nullPointerOutOfMemory --suppress=missingInclude --suppress=arrayIndexThenCheck $(MODULES:%=-Icore/%) -Ikernels $(addprefix core/,base tensor ops io data dist)
 
 # Everything under AddressSanitizer and UBSan, with fault points compiled in and no allocator cache.
 asan: deps

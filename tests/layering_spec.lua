@@ -25,7 +25,7 @@ local function includes(path)
   return list
 end
 
-local rank = { base = 1, tensor = 2, ops = 3, io = 2, data = 3, lua = 4 }
+local rank = { base = 1, tensor = 2, ops = 3, io = 2, data = 3, dist = 3, lua = 4 }
 local home = {} -- header -> core folder
 for folder in pairs(rank) do
   for _, path in ipairs(files("core/" .. folder, "%.h$")) do home[path:match "[^/]+$"] = folder end

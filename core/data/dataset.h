@@ -98,6 +98,8 @@ typedef struct {
   bool shuffle, drop_last, skip_bad, tolerant;
   int repeats;            /* of each record in a row, so that an epoch has count / repeats of them; 1: none */
   int64_t start;          /* first batch */
+  int part, parts;        /* of several ranks, from 0; parts 0: all. With drop_last each has some rows of every batch (records that are
+                             mixed with each other stay together), otherwise every parts-th batch */
   CabTransform transform;
   CabMix mix;
 } CabLoaderOptions;

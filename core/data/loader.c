@@ -53,6 +53,18 @@ static void name_record(const CabDataset *ds, int64_t index) {
 
 static bool mixes(const CabLoader *l) { return l->o.mix.mixup > 0 || l->o.mix.cutmix > 0; }
 
+/* The rows of a batch that are this part's: low .. high - 1 and, where records are mixed with those as far from the other end, their
+ * partners again .. last - 1. */
+typedef struct { int64_t low, high, again, last; } Rows;
+static Rows rows_of(const CabLoader *l, int64_t batch) {
+  const CabLoaderOptions *o = &l->o;
+  int64_t first = batch * o->batch, n = first + o->batch < o->count ? o->batch : o->count - first;
+  if (o->parts < 2 || !o->drop_last) return (Rows){first, first + n, 0, 0};
+  int64_t units = mixes(l) ? (n + 1) / 2 : n, low = units * o->part / o->parts, high = units * (o->part + 1) / o->parts;
+  if (!mixes(l)) return (Rows){first + low, first + high, 0, 0};
+  return (Rows){first + low, first + high, first + (n - high < high ? high : n - high), first + n - low};
+}
+
 /* Record at place i of the order. */
 static CabStatus load_one(CabLoader *l, int64_t i, const CabTransform *how, void *to, int *warnings) {
   CabImage image;
@@ -84,15 +96,18 @@ static void mix(CabLoader *l, Slot *s, int64_t batch) {
   for (int i = 0; floats && i < s->count; i++) cab_transform_normalise(t, s->bytes + (size_t)i * size, floats + (size_t)i * size);
 }
 
-static void fill(CabLoader *l, Slot *s, int64_t batch) {
+static void fill(CabLoader *l, Slot *s, int64_t number) {
+  int64_t batch = l->o.parts > 1 && !l->o.drop_last ? number * l->o.parts + l->o.part : number;
   CabTransform how = l->o.transform;
   if (mixes(l)) how.bytes = true;
   uint8_t *to = mixes(l) ? s->bytes : s->images;
   size_t size = cab_transform_size(&how);
-  int64_t first = batch * l->o.batch, last = first + l->o.batch < l->o.count ? first + l->o.batch : l->o.count;
+  Rows rows = rows_of(l, batch);
   s->count = s->skipped = s->warnings = 0;
   s->status = CAB_OK;
-  for (int64_t i = first; i < last && !atomic_load_explicit(&l->stop, memory_order_relaxed); i++) {
+  int64_t here = rows.high - rows.low, count = here + rows.last - rows.again;
+  for (int64_t k = 0; k < count && !atomic_load_explicit(&l->stop, memory_order_relaxed); k++) {
+    int64_t i = k < here ? rows.low + k : rows.again + k - here;
     CabStatus status = load_one(l, i, &how, to + (size_t)s->count * size, &s->warnings);
     if (status == CAB_OK) {
       s->labels[s->count++] = l->o.dataset->labels[l->order[i]];
@@ -140,6 +155,8 @@ static CabStatus check(const CabLoaderOptions *o) {
   const CabTransform *t = &o->transform;
   if (o->repeats < 1 || o->repeats > 64) return cab_fail(CAB_E_LUA, "loader: repeats is %d, expected 1 to 64", o->repeats);
   if (o->repeats > 1 && !o->shuffle) return cab_fail(CAB_E_LUA, "loader: repeats need shuffle: an epoch has only some of the records");
+  if (o->parts < 0 || o->part < 0 || (o->parts && o->part >= o->parts))
+    return cab_fail(CAB_E_LUA, "loader: part %d of %d, expected 0 to %d", o->part, o->parts, o->parts - 1);
   CAB_TRY(cab_mix_check(&o->mix));
   CAB_TRY(cab_transform_check(t));
   if (ds->width && t->crop == CAB_CROP_NONE && !t->resize && (ds->width != t->size || ds->height != t->size))
@@ -208,6 +225,7 @@ CabLoader *cab_loader_open(const CabLoaderOptions *options) {
   if (!l->o.indices) l->o.count = l->o.dataset->count;
   cab_dataset_retain(l->o.dataset);
   l->batches = l->o.drop_last ? l->o.count / l->o.batch : (l->o.count + l->o.batch - 1) / l->o.batch;
+  if (l->o.parts > 1 && !l->o.drop_last) l->batches = (l->batches - l->o.part + l->o.parts - 1) / l->o.parts;
   l->claimed = l->taken = l->o.start;
   l->slots = l->o.threads ? l->o.threads + 2 : 1;
   CabStatus status = make_order(l);

@@ -122,6 +122,8 @@ void bind_optim(lua_State *L);
 void bind_misc(lua_State *L);
 void bind_file(lua_State *L);
 void bind_signal(lua_State *L);
+int bind_stops(void);                    /* signals that ask for a stop so far */
+void bind_dist(lua_State *L);            /* bind_dist.c */
 void bind_json(lua_State *L);
 void bind_doctor(lua_State *L);
 void bind_edit(lua_State *L);

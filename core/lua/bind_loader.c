@@ -170,10 +170,10 @@ static int transform(lua_State *L) {
 /* ---- loader ---------------------------------------------------------------------------------- */
 
 /* core.data.loader{dataset=, indices=i32[n], batch=, seed=0, epoch=0, shuffle=false, threads=2, transform={..}, start=0,
- * on_bad="error"|"skip", tolerant=false, drop_last=false, repeats=1, mixup=0, cutmix=0, switch=0.5} -> loader */
+ * on_bad="error"|"skip", tolerant=false, drop_last=false, repeats=1, mixup=0, cutmix=0, switch=0.5, part=0, parts=0} -> loader */
 static int open_loader(lua_State *L) {
   static const char *const known[] = {"dataset", "indices", "batch", "seed", "epoch", "shuffle", "threads", "transform", "start",
-                                      "on_bad", "tolerant", "drop_last", "repeats", "mixup", "cutmix", "switch", NULL};
+                                      "on_bad", "tolerant", "drop_last", "repeats", "mixup", "cutmix", "switch", "part", "parts", NULL};
   static const char *const bad[] = {"error", "skip", NULL};
   static const int32_t nothing; /* an empty list is not an absent one */
   char text[160];
@@ -195,6 +195,8 @@ static int open_loader(lua_State *L) {
   o.tolerant = bind_opt_bool(L, 1, "tolerant", false);
   o.drop_last = bind_opt_bool(L, 1, "drop_last", false);
   o.repeats = small_int(L, 1, "repeats", 1);
+  o.part = small_int(L, 1, "part", 0);
+  o.parts = small_int(L, 1, "parts", 0);
   o.mix = (CabMix){bind_opt_number(L, 1, "mixup", 0), bind_opt_number(L, 1, "cutmix", 0), bind_opt_number(L, 1, "switch", 0.5)};
   o.skip_bad = bind_opt_word(L, 1, "on_bad", "error", bad) == 1;
   CabTensor *indices = bind_opt_tensor(L, 1, "indices");

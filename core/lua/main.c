@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "bind.h"
+#include "dist.h"
 
 /* ---- memory of the state: counted, limited on demand ------------------------------------------------------ */
 
@@ -210,6 +211,10 @@ int main(int argc, char **argv) {
   lua_settop(L, 0);
   lua_close(L);
   bind_closed();
+  if ((!code || code == CAB_E_STOPPED) && cab_dist_close()) {
+    fprintf(stderr, "cab: error[E69]: %s\n", cab_error()->message);
+    code = CAB_E_DEVICE;
+  }
   if (fflush(stdout) || ferror(stdout)) {
     fprintf(stderr, "cab: error[E74]: standard output: %s\n", strerror(errno));
     if (!code) code = CAB_E_IO;

@@ -24,5 +24,6 @@ int luaopen_cab_core(lua_State *L) {
   bind_io(L);
   bind_data(L);
   bind_text(L);
+  bind_dist(L);
   return 1;
 }

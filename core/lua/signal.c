@@ -32,6 +32,8 @@ static void on_signal(int number) {
   errno = saved;
 }
 
+int bind_stops(void) { return (int)stops; }
+
 static const int caught[] = {SIGINT, SIGTERM, SIGUSR1};
 
 /* core.catch_signals(on): on starts counting at 0, off gives the default actions back. */

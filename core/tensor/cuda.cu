@@ -429,7 +429,7 @@ CabStatus cab_open_cuda(int index, CabDevice *out) {
   char chip[sizeof out->chip];
   memcpy(chip, out->chip, sizeof chip);
   *out = CabDevice{gpu->name, gpu_alloc, gpu_release, gpu_trim, gpu_copy, gpu_cast, gpu_sync, gpu_kernel, gpu_launched, gpu_precision,
-                   gpu_capture, gpu_replay, gpu_drop, gpu, false, 0, 0, 0, ""};
+                   gpu_capture, gpu_replay, gpu_drop, gpu, false, 0, 0, 0, out->size, ""};
   memcpy(out->chip, chip, sizeof chip);
   return CAB_OK;
 }

@@ -16,6 +16,10 @@ typedef struct Box {
 static bool enabled = true;
 static uint64_t sequence, visits;
 static char line[48];
+static CabLeafHook *leaf_hook;
+static void *leaf_hook_ctx;
+
+void cab_set_leaf_hook(CabLeafHook *hook, void *ctx) { leaf_hook = hook, leaf_hook_ctx = ctx; }
 
 bool cab_grad_enabled(void) { return enabled; }
 
@@ -193,10 +197,11 @@ static CabStatus into_leaf(CabTensor *leaf, CabTensor *g) {
   if (leaf->grad) {
     CabStatus status = cab_tensor_add(leaf->grad, 1, g);
     cab_tensor_release(g);
-    return status;
+    CAB_TRY(status);
+  } else if (!(leaf->grad = make_own(g))) {
+    return cab_error()->code;
   }
-  leaf->grad = make_own(g);
-  return leaf->grad ? CAB_OK : cab_error()->code;
+  return leaf_hook ? leaf_hook(leaf_hook_ctx, leaf) : CAB_OK;
 }
 
 static CabStatus check_gradient(const CabNode *node, int input, const CabTensor *g) {

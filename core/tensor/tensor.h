@@ -169,6 +169,9 @@ void cab_node_release(CabNode *node);
  * within the backward of a node, on nodes that the outer walk does not reach. Errors: not scalar, no history, spent graph, saved
  * value changed in place (names op, versions, line). */
 CabStatus cab_backward(int count, CabTensor **roots, CabTensor **seeds);
+/* Told of each gradient that reaches a leaf, behind it; NULL: nobody. An error ends the backward. */
+typedef CabStatus CabLeafHook(void *ctx, CabTensor *leaf);
+void cab_set_leaf_hook(CabLeafHook *hook, void *ctx);
 void cab_set_current_line(const char *where); /* set by the bindings around calls: for messages */
 const char *cab_current_line(void);
 #endif

@@ -113,11 +113,16 @@ end
 function Comparison:run(o)
   o = o or {}
   local name = self.name ~= "" and self.name or o.name or "compare"
-  local root = o.out or require "cab.folder".choose(name, o.resume)
+  local dist = require "cab.dist"
+  dist.open(self.runs[1].recipe.resolved.dist)
+  local _, root = dist.first("folder", function()
+    local path = o.out or require "cab.folder".choose(name, o.resume)
+    return path, path
+  end)
   local results = {}
   for i, run in ipairs(self.runs) do
     local path = root .. "/" .. run.name
-    local old = o.resume and exists(path .. "/recipe.json")
+    local _, old = dist.first("folder", function() return nil, o.resume and exists(path .. "/recipe.json") or false end)
     local ok, result = pcall(run.recipe.run, run.recipe,
       { out = path, name = run.name, quiet = o.quiet, chart = o.chart, resume = old and o.resume or nil, stop_after = o.stop_after,
         source = o.source and { file = o.source.file, text = o.source.text, overrides = o.source.overrides, run = run.name } })
@@ -129,7 +134,7 @@ function Comparison:run(o)
     end
     run.result, results[i] = result, result
   end
-  self:report(root, o)
+  if dist.rank == 0 then self:report(root, o) end
   return results
 end
 

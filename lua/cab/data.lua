@@ -253,7 +253,8 @@ end
 
 --- A pass over a split. Training batches all have `batch` images (the rest of an epoch is left out); test batches end short.
 ---@param split string "train" or "test"
----@param options table batch, seed, epoch (0-based), start (batches to leave out), dtype ("u8": bytes, not normalised)
+---@param options table batch, seed, epoch (0-based), start (batches to leave out), dtype ("u8": bytes, not normalised), part and parts
+--- (from 0: of several ranks, rows of every training batch, every parts-th test batch)
 ---@return Feed
 function Data:loader(split, options)
   local train, spec = split == "train", self.spec
@@ -262,6 +263,7 @@ function Data:loader(split, options)
     epoch = options.epoch or 0, shuffle = train, start = options.start or 0, threads = spec.threads,
     transform = transform(self, split, options.dtype), drop_last = train, on_bad = spec.on_bad, tolerant = spec.tolerant,
   }
+  if options.parts then o.part, o.parts = options.part, options.parts end
   if train then o.repeats, o.mixup, o.cutmix, o.switch = spec.repeats, spec.mixup, spec.cutmix, spec.switch end
   local loader = core.data.loader(o)
   return setmetatable({ loader = loader, data = self }, Feed)

@@ -1,6 +1,7 @@
 --- Accuracy, loss and bridge fit on the test images; perplexity on the test text.
 local core = require "cab.core"
 local check = require "cab.check"
+local dist = require "cab.dist"
 local M = {}
 
 --- A model over a split: top1 and top5 in percent, loss as the mean cross-entropy.
@@ -12,7 +13,7 @@ function M.classify(model, data, options)
   options = options or {}
   local batch = options.batch or 0
   if batch == 0 then batch = data.device == "cpu" and 250 or 512 end
-  local loader = data:loader(options.split or "test", { batch = batch })
+  local loader = data:loader(options.split or "test", { batch = batch, part = dist.rank, parts = dist.size > 1 and dist.size or nil })
   local begun, images, hits1, hits5, loss = core.now(), 0, 0, 0, 0
   local k = math.min(5, data.classes)
   while true do
@@ -30,6 +31,8 @@ function M.classify(model, data, options)
   end
   local complaints = loader:complaints()
   loader:close()
+  images, hits1, hits5, loss = table.unpack(dist.sum("evaluation", { images, hits1, hits5, loss }))
+  images = math.tointeger(images)
   return { top1 = 100 * hits1 / images, top5 = 100 * hits5 / images, loss = loss / images, images = images, seconds = core.now() - begun,
     complaints = complaints }
 end
@@ -76,7 +79,7 @@ function M.perplexity(job)
   local ids = data:ids("test", o.tokens)
   local window = o.window > 0 and o.window or data.length
   return require "cab.text".perplexity(job.student, ids:to(job.device),
-    { window = window, stride = o.stride > 0 and o.stride or window, batch = o.batch > 0 and o.batch or nil })
+    { window = window, stride = o.stride > 0 and o.stride or window, batch = o.batch > 0 and o.batch or nil, together = true })
 end
 
 --- Length generalisation of the student as it is and, where it can, its teacher, on the test text: see cab.text.lengths.

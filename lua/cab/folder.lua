@@ -61,6 +61,14 @@ function M.open(path, resume)
   return self
 end
 
+--- A run folder of a rank that writes nothing: whatever is done to it does nothing.
+---@param path string
+---@return table
+function M.none(path)
+  local function nothing() return {} end
+  return setmetatable({ path = path, lines = {}, speeds = {} }, { __index = function() return nothing end })
+end
+
 --- A run folder for reading only: no lock.
 ---@param path string
 ---@return Folder

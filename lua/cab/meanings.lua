@@ -18,6 +18,7 @@ return {
     precision = "`tf32`: of matrix products; `bf16`: of activations; both need a GPU",
     capture = "on a GPU, steps of fixed shapes are replayed as one graph",
     threads = "of the CPU; 0: as many as cores",
+    dist = "of several ranks under mpirun or srun, see docs/distributed.md",
     log = "steps between two lines of metrics.jsonl",
     export = "a file to which the best weights are copied at the end",
     presets = "name -> function(recipe) that changes it, chosen with `preset=NAME`",
@@ -51,6 +52,11 @@ return {
   checkpoint = {
     every = "steps between checkpoints; 0: only at the end and when stopped",
     keep = "how many of the newest stay",
+  },
+  dist = {
+    timeout = "seconds after which a rank that does not come is given up, and all end with 69",
+    bucket = "MiB of gradients that travel together, while the backward goes on",
+    check = "steps between comparisons of all ranks' weights; 0: never",
   },
   guard = {
     nonfinite = "a loss or gradient that is not finite ends the run with 76, or its step is skipped, or the run goes back to the checkpoint, once a step",

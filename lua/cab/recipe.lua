@@ -23,6 +23,7 @@ local schema = {
   precision = { "string", default = "f32", one_of = { "f32", "tf32", "bf16" } }, -- tf32: of matrix products; bf16: of activations
   capture   = { "boolean", default = true },                    -- GPU: steps replayed as one graph
   threads   = { "integer", default = 0, min = 0, max = 256 },   -- 0: as many as cores
+  dist      = { "table", default = {} },                        -- of several ranks
   log       = { "integer", default = 10, min = 1 },             -- steps between lines of metrics.jsonl
   export    = { "string", default = "" },                       -- where to copy the best weights at the end
   presets   = { "table" },                                      -- name -> function(recipe) that changes it: preset=NAME
@@ -55,6 +56,11 @@ local parts = {
     shares  = { "boolean", default = true },                    -- share of the gradient of each loss term
   },
   checkpoint = { every = { "integer", default = 500, min = 0 }, keep = { "integer", default = 2, min = 1 } },
+  dist = {
+    timeout    = { numbers, default = 300, min = 1 },           -- seconds until a rank that does not come is given up
+    bucket     = { "integer", default = 8, min = 1, max = 1024 }, -- MiB of gradients that travel together
+    check      = { "integer", default = 100, min = 0 },         -- steps between comparisons of all ranks' weights, 0: never
+  },
   guard = {
     nonfinite = { "string", default = "stop", one_of = { "stop", "skip", "rewind" } }, -- rewind: to the checkpoint, once a step
     skips     = { "integer", default = 3, min = 1 },            -- in a row

@@ -6,6 +6,7 @@ local check = require "cab.check"
 local jobs = require "cab.job"
 local schedule = require "cab.schedule"
 local options = require "cab.options"
+local dist = require "cab.dist"
 local M = {}
 
 local EAGER = 2 -- runs as they come before a capture: by then libraries have their memory and all that is made once is made
@@ -39,6 +40,7 @@ Step.__index = Step
 ---@return Step
 function M.new(job, say)
   return setmetatable({ job = job, say = say, optimizer = job:optimizer(), can = job.recipe.capture and job.device ~= "cpu",
+    reducer = dist.size > 1 and core.dist.reducer(job:tensors(), job.recipe.dist.bucket << 20) or nil, share = 1,
     alike = 0, refused = false }, Step)
 end
 
@@ -87,6 +89,23 @@ function Step:take(scope, feed)
   return images ~= nil
 end
 
+--- Among several ranks: all are at this step. True if one was asked to stop.
+---@param step integer
+---@param feed Feed the batch came from
+---@param stop boolean
+---@return boolean
+function Step:meet(step, feed, stop)
+  if not self.reducer then return stop end
+  local share, any = dist.step(step, feed.weight or self.batch.images:size(1), stop)
+  self.job.share, self.share = share, share
+  if self.job.text and self.job.device ~= "cpu" then -- rows of text weigh differently from step to step: a captured one reads it
+    self.weight = self.weight or core.zeros({}, "f32", self.job.device):detach()
+    self.weight:fill(share)
+    self.share = self.weight
+  end
+  return any
+end
+
 --- The images of the batch, normalised.
 function Step:images() return self.job.data:normalise(self.batch.images) end
 
@@ -94,16 +113,26 @@ function Step:images() return self.job.data:normalise(self.batch.images) end
 local function forward(self, stage)
   local images = self:images()
   local terms, logits, taps = self.job:losses(stage, images, self.batch.labels, self.batch.targets)
-  return { images = images, terms = terms, logits = logits, taps = taps, total = jobs.total(terms) }
+  local total = jobs.total(terms)
+  if self.reducer then total = total * self.share end -- sums over the ranks are the global batch's means
+  return { images = images, terms = terms, logits = logits, taps = taps, total = total }
 end
 
--- On the CPU a loss that is not finite stops here; a GPU is not asked, its update refuses gradients that are not finite.
+-- The gradients of all ranks' losses, summed while they are made; then the update, the same on all ranks.
+local function backward(self, total)
+  if self.reducer then self.reducer:begin() end
+  total:backward()
+  if self.reducer then self.reducer:finish() end
+  self.optimizer:step()
+end
+
+-- On the CPU a loss that is not finite stops here; a GPU is not asked, nor is one rank of several: the update refuses gradients
+-- that are not finite.
 local function eager(self, stage)
   self.now = forward(self, stage)
-  self.refused = self.job.device == "cpu" and not finite(self.now.total:item())
+  self.refused = self.job.device == "cpu" and not self.reducer and not finite(self.now.total:item())
   if self.refused then return end
-  self.now.total:backward()
-  self.optimizer:step()
+  backward(self, self.now.total)
 end
 
 -- True if there is a graph now. The state is as before either way: nothing has run.
@@ -113,8 +142,7 @@ local function capture(self, scope, stage)
   local ok, graph = pcall(core.capture, job.device, function()
     local _inner <close> = core.scope()
     local now = forward(self, stage)
-    now.total:backward()
-    self.optimizer:step()
+    backward(self, now.total)
     kept = { terms = now.terms, total = scope:keep(now.total) }
     for _, t in ipairs(now.terms) do scope:keep(t.value) end
   end)
@@ -131,8 +159,8 @@ local function capture(self, scope, stage)
 end
 
 -- What a captured step holds as it was: the stage's terms and those weights that never change.
-local function key_of(stage, number)
-  local key = { number }
+local function key_of(self, stage, number)
+  local key = { number, type(self.share) == "number" and self.share or "tensor" }
   for _, t in ipairs(stage.terms) do key[#key + 1] = t.scale and t.name or ("%s=%.17g"):format(t.name, t.weight) end
   return table.concat(key, " ")
 end
@@ -169,10 +197,13 @@ end
 function Step:run(scope, stage, number, numbers)
   enter(self, stage)
   self.job:weigh(stage, number, numbers.step)
-  local key = key_of(stage, number)
-  if self.fixed and key ~= self.key then
-    drop(self)
-    self.key, self.alike = key, 0
+  local key = key_of(self, stage, number)
+  if key ~= self.key then
+    if self.reducer then self.reducer:forget() end
+    if self.fixed or self.reducer then
+      drop(self)
+      self.key, self.alike = key, 0
+    end
   end
   self.optimizer:set(numbers)
   if self.job.pairs then self.job.pairs:anneal(numbers.step / self.job.planned) end
@@ -186,16 +217,28 @@ function Step:run(scope, stage, number, numbers)
   if self.fixed then self.alike = self.alike + 1 end
 end
 
+-- The means of all ranks' rows in place of this one's.
+local function together(self, v)
+  local numbers = { v.loss }
+  for i, t in ipairs(self.now.terms) do numbers[i + 1] = v.terms[t.name] * self.job.share end
+  numbers = dist.sum("losses", numbers)
+  v.loss = numbers[1]
+  for i, t in ipairs(self.now.terms) do v.terms[t.name] = numbers[i + 1] end
+end
+
 --- Loss, terms and gradient norm of the last run; of the runs since the last call, the first whose numbers were not finite
 --- (nil: none), how many were not updated, and the parameter whose gradient was found bad. Waits for the device.
 ---@param step integer the run's
 ---@return {loss: number, terms: table<string, number>, norm: number, step?: integer, skipped: integer, parameter?: string}
 function Step:values(step)
+  if self.reducer and self.job.device ~= "cpu" then core.dist.watch("gradients") end
   local v = { loss = self.now.total:item(), terms = {}, skipped = 1, norm = 0 / 0, step = step }
   for _, t in ipairs(self.now.terms) do v.terms[t.name] = t.value:item() end
   if self.refused then return v end
   local skipped
   v.norm, skipped = self.optimizer:norm()
+  core.dist.watch()
+  if self.reducer then together(self, v) end
   v.skipped = skipped and skipped.count or 0
   v.step = skipped and skipped.step or not finite(v.loss) and step or nil
   v.parameter = skipped and skipped.parameter and self.job.params[skipped.parameter].name
@@ -264,6 +307,7 @@ end
 --- The end of training: graph and optimizer go, the job stays.
 function Step:close()
   drop(self)
+  if self.reducer then self.reducer:close() end
   self.optimizer:close()
 end
 

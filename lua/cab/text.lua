@@ -4,6 +4,7 @@
 local core = require "cab.core"
 local check = require "cab.check"
 local options = require "cab.options"
+local dist = require "cab.dist"
 local op = core.ops
 local M = {}
 
@@ -111,7 +112,8 @@ end
 --- not counted, nor those behind the last whole window.
 ---@param model table
 ---@param ids any i32[n]
----@param o? table window (default: the model's positions, or 1024), stride, batch (default 8), full (false)
+---@param o? table window (default: the model's positions, or 1024), stride, batch (default 8), full (false), together (each rank of
+--- several takes some of the windows)
 ---@return table {perplexity, loss, tokens, window, stride, seconds}
 function M.perplexity(model, ids, o)
   o = o or {}
@@ -119,9 +121,11 @@ function M.perplexity(model, ids, o)
   local window = math.min(o.window or model.positions or 1024, n)
   local stride, batch = math.min(o.stride or window, window), o.batch or 8
   if n < 2 or window < 2 or stride < 1 then options.fail(1, "perplexity", ("perplexity: %d tokens, window %d, stride %d"):format(n, window, stride)) end
-  local total, tokens = 0, 0
+  local total, tokens, turn, ranks = 0, 0, 0, o.together and dist.size or 1
   core.no_grad(function()
     local function add(first, count, length, from)
+      turn = turn + 1
+      if turn % ranks ~= dist.rank % ranks then return end
       local rows = {}
       for i = 1, count do rows[i] = ids:slice(1, first + (i - 1) * stride, first + (i - 1) * stride + length - 1):reshape(1, length) end
       total = total + cost(model, #rows > 1 and core.concat(rows, 1) or rows[1], from)
@@ -137,6 +141,10 @@ function M.perplexity(model, ids, o)
     local left = n - first + 1 -- the last window is a short one
     if left > from and not o.full then add(first, 1, left, from) end
   end)
+  if ranks > 1 then
+    total, tokens = table.unpack(dist.sum("perplexity", { total, tokens }))
+    tokens = math.tointeger(tokens)
+  end
   return { perplexity = math.exp(total / tokens), loss = total / tokens, tokens = tokens, window = window, stride = stride,
     seconds = core.now() - begun }
 end

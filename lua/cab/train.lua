@@ -14,6 +14,7 @@ local plans = require "cab.plan"
 local progress = require "cab.progress"
 local steps = require "cab.step"
 local runs = require "cab.runs"
+local dist = require "cab.dist"
 local manifests = require "cab.manifest"
 local M = {}
 
@@ -45,7 +46,7 @@ end
 -- recipe's guard skips them. Weights and moments are as if those steps had not been.
 function Run:nonfinite(v)
   local r, job = self.job.recipe, self.job
-  local feed <close> = v.step < self.at and job.data:loader("train", { batch = r.batch, seed = r.seed, epoch = (v.step - 1) // job.per_epoch,
+  local feed <close> = v.step < self.at and dist.loader(job.data, { batch = r.batch, seed = r.seed, epoch = (v.step - 1) // job.per_epoch,
     start = (v.step - 1) % job.per_epoch }) or nil
   local bad, terms = self.stepper:blame(job:stage(v.step), v, feed)
   for name, x in pairs(terms) do terms[name] = number_text(x) end
@@ -94,6 +95,7 @@ function Run:step(step)
   local job, o, stepper = self.job, self.job.recipe.optim, self.stepper
   local stage, number = job:stage(step)
   self:take(scope, step)
+  self.asked = stepper:meet(step, self.loader, core.interrupted() > 0)
   if step == stage.first then
     stepper:begin(stage, number)
     self:first(stage, number)
@@ -128,7 +130,7 @@ function Run:take(scope, step)
   local epoch, at = (step - 1) // job.per_epoch, (step - 1) % job.per_epoch
   if not self.loader or self.epoch ~= epoch then
     if self.loader then self:close_loader() end
-    self.loader = job.data:loader("train", { batch = r.batch, seed = r.seed, epoch = epoch, start = at })
+    self.loader = dist.loader(job.data, { batch = r.batch, seed = r.seed, epoch = epoch, start = at })
     self.epoch = epoch
   end
   if not self.stepper:take(scope, self.loader) then
@@ -170,7 +172,7 @@ function Run:is_eval(step)
   return job.eval_every > 0 and step % job.eval_every == 0
 end
 
-function Run:is_stop(step) return core.interrupted() > 0 or step == self.stop_after end
+function Run:is_stop(step) return self.asked or (dist.size == 1 and core.interrupted() > 0) or step == self.stop_after end
 
 -- Steps whose numbers are wanted or that are followed by something that relies on them.
 function Run:is_read(step)
@@ -207,7 +209,7 @@ function Run:evaluate(step)
     local name, known = evaluate.known(job, score)
     local function keep() core.save(self.folder.path .. "/best.safetensors", job.student:state(),
       { kind = job.recipe.student.kind, step = tostring(step), [name] = ("%.4f"):format(known) }) end
-    if row.average then job:averaged(keep) else keep() end
+    dist.first("best weights", function() if row.average then job:averaged(keep) else keep() end end)
   end
   self.marked, self.clocked = core.now(), nil
 end
@@ -215,10 +217,11 @@ end
 function Run:save(step)
   local born = self.stepper:born()
   local begun = core.now()
-  local ok, e = pcall(self.folder.save, self.folder, step, self.job:state(),
+  local state = self.job:state()
+  local ok, e = pcall(dist.first, "checkpoint", function() self.folder:save(step, state,
     { born = next(born) and born or nil, best = self.best, best_step = self.best_step, skipped = self.skipped, device = self:device(),
       seconds = self.spent + core.now() - self.begun, control = control.state(self.job) },
-    self.job.recipe.checkpoint.keep)
+    self.job.recipe.checkpoint.keep) end)
   if ok then
     self.failed, self.saved = 0, step
     return self.folder:log(("checkpoint of step %d, %.2f s"):format(step, core.now() - begun))
@@ -229,7 +232,7 @@ function Run:save(step)
 end
 
 -- What two runs must share to be one: all of the recipe but these.
-local loose = { threads = true, checkpoint = true, export = true, name = true, device = true, capture = true, missing = true }
+local loose = { threads = true, checkpoint = true, dist = true, export = true, name = true, device = true, capture = true, missing = true }
 
 local function plain(value)
   if type(value) ~= "table" then return value end
@@ -252,23 +255,29 @@ end
 
 -- Takes the newest checkpoint; metrics are cut to it. Returns its step, 0 if there is none, and its meta.
 local function restore(self, how)
-  self.folder:sweep()
-  local tensors, manifest = self.folder:load(how == "latest-good", function(text) self:say("warning: " .. text) end)
-  if not tensors then
+  local tensors, manifest = dist.first("checkpoint", function()
+    self.folder:sweep()
+    return self.folder:load(how == "latest-good", function(text) self:say("warning: " .. text) end)
+  end)
+  if not manifest then
     self.folder:cut(0)
     return 0, {}
   end
-  self.job:restore(tensors, ("%s/checkpoints/step-%d.safetensors"):format(self.folder.path, manifest.step))
+  self.job:restore(dist.tensors("checkpoint", tensors), ("%s/checkpoints/step-%d.safetensors"):format(self.folder.path, manifest.step))
   local meta = manifest.meta or {}
   for _, p in ipairs(self.job.params) do p.born = meta.born and meta.born[p.name] end
   control.restore(self.job, meta.control)
   self.best, self.best_step, self.skipped, self.spent = meta.best, meta.best_step, meta.skipped or 0, meta.seconds or 0
-  for _, row in ipairs(self.folder:cut(manifest.step)) do self.last = row.eval or self.last end
+  local _, last = dist.first("metrics", function()
+    for _, row in ipairs(self.folder:cut(manifest.step)) do self.last = row.eval or self.last end
+    return nil, self.last
+  end)
+  self.last = last or self.last
   self.saved = manifest.step
   return manifest.step, meta
 end
 
-local function resume(self, how)
+local function same_recipe(self)
   local path = self.folder.path
   local saved = check.decode(folders.read(path .. "/recipe.json"))
   if type(saved) ~= "table" or type(saved.recipe) ~= "table" then
@@ -282,6 +291,10 @@ local function resume(self, how)
     check.fail(2, ("%s was made with another '%s': resume it with the same recipe%s\n%s"):format(path, other[1][1], #steps_there > 0
       and (", or begin a new run from its checkpoint with --fork %s@%d"):format(path, steps_there[#steps_there]) or "", runs.say(other)))
   end
+end
+
+local function resume(self, how)
+  dist.first("recipe", function() same_recipe(self) end)
   local step, meta = restore(self, how)
   if step == 0 then return 0 end
   self:say(("resumed at step %d"):format(step))
@@ -327,7 +340,7 @@ end
 
 local function begin(self, o)
   self.job:measure()
-  M.describe(self.folder, self.job, o)
+  if dist.rank == 0 then M.describe(self.folder, self.job, o) end
 end
 
 -- Another run's state at a step, and its metrics up to there, in place of a first step. Returns the step.
@@ -353,6 +366,8 @@ end
 local function introduce(self)
   local job = self.job
   self:say("on " .. self:device())
+  local ranks = dist.say(job.recipe, job.device)
+  if ranks then self:say(ranks) end
   if job.fallback then self.folder:log("no GPU: " .. job.fallback) end
   for _, note in ipairs(job.notes) do self:say(note) end
 end
@@ -372,6 +387,7 @@ local function loop(self, first)
     end
     if row then text = progress.losses(row) end
     self.bar:tick(step, job.text and r.batch * job.data.length or r.batch, text, row and row.loss)
+    if r.dist.check > 0 and step % r.dist.check == 0 then dist.compare(job:tensors()) end
     if self:is_eval(step) then self:evaluate(step) end
     local stop = row and step < job.steps and self:is_stop(step) -- nothing is saved unseen
     if stop or step == job.steps or (r.checkpoint.every > 0 and step % r.checkpoint.every == 0) then self:save(step) end
@@ -397,9 +413,16 @@ end
 function M.run(r, o)
   o = o or {}
   local name = r.name ~= "" and r.name or o.name or "run"
-  local path = o.out or folders.choose(name, o.resume)
+  dist.open(r.dist)
+  dist.preflight(r)
+  local folder, path = dist.first("folder", function()
+    local at = o.out or folders.choose(name, o.resume)
+    return folders.open(at, o.resume), at
+  end)
+  path = path or folder.path
+  if dist.rank > 0 then o = setmetatable({ quiet = true }, { __index = o }) end
   local _run <close> = core.scope()
-  local self = setmetatable({ folder = folders.open(path, o.resume), stop_after = o.stop_after, waited = 0, waited_before = 0,
+  local self = setmetatable({ folder = folder or folders.none(path), stop_after = o.stop_after, waited = 0, waited_before = 0,
     skipped = 0, norms = {}, rewound = {}, peak = 0, spent = 0, begun = core.now() }, Run)
   self.bar = progress.new { total = 1, name = name, quiet = o.quiet }
   core.catch_signals(true)
@@ -409,7 +432,7 @@ function M.run(r, o)
     core.reset_peak(self.job.device)
     if not o.resume then begin(self, o) end
     local first = o.resume and resume(self, o.resume) or 0
-    local from = o.resume and folders.manifest(path).fork or o.fork
+    local _, from = dist.first("manifest", function() return nil, o.resume and folders.manifest(path).fork or o.fork end)
     if first == 0 and o.resume then begin(self, { source = o.source, fork = from }) end
     local forked = first == 0 and from
     if forked then first = fork(self, from) end
@@ -418,6 +441,7 @@ function M.run(r, o)
     self:say(("%s: %d steps, %d training %s, %d parameters, %s"):format(name, self.job.steps, self.job.data.count.train,
       self.job.text and ("rows of %d tokens"):format(self.job.data.length) or "images", self.job.student:size(), path))
     introduce(self)
+    dist.equalise("state", self.job:state())
     self.stepper = steps.new(self.job, function(text) self:say(text) end)
     if forked then self:save(first) end
     self.marked = core.now()
@@ -436,7 +460,7 @@ function M.run(r, o)
   end
   if not ok then pcall(self.folder.log, self.folder, "error: " .. tostring(stopped)) end
   if not ok and not o.resume and not self.done and not self.bad then self.folder:remove() end
-  if ok and not stopped and r.export ~= "" then M.export(self, r.export) end
+  if ok and not stopped and r.export ~= "" then dist.first("export", function() M.export(self, r.export) end) end
   local memory = self.job and core.memory(self.job.device)
   if ok then
     memory.peak = math.max(memory.peak, self.peak)

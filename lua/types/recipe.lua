@@ -9,6 +9,7 @@
 ---@field checkpoint? cab.given.checkpoint when checkpoints are written and how many are kept ({})
 ---@field data table what cab.data.KIND{...} returns
 ---@field device? string cpu, cuda, cuda:N; auto: a GPU if there is one ("auto")
+---@field dist? cab.given.dist of several ranks under mpirun or srun, see docs/distributed.md ({})
 ---@field eval? cab.given.eval when and what to evaluate ({})
 ---@field export? string a file to which the best weights are copied at the end ("")
 ---@field guard? cab.given.guard what to do about numbers that are not finite, and spikes ({})
@@ -28,6 +29,11 @@
 ---@class cab.given.checkpoint
 ---@field every? integer steps between checkpoints; 0: only at the end and when stopped (500)
 ---@field keep? integer how many of the newest stay (2)
+
+---@class cab.given.dist
+---@field bucket? integer MiB of gradients that travel together, while the backward goes on (8)
+---@field check? integer steps between comparisons of all ranks' weights; 0: never (100)
+---@field timeout? number seconds after which a rank that does not come is given up, and all end with 69 (300)
 
 ---@class cab.given.eval
 ---@field batch? integer 0: 250 images on the CPU, 512 on a GPU; of text, 8 windows (0)

@@ -1,0 +1,198 @@
+--- Several ranks, one training: who this rank is, its part of each batch, and what ranks decide together. Launched by mpirun or
+--- srun; a program started alone is rank 0 of 1, and nothing here does anything. docs/distributed.md.
+local core = require "cab.core"
+local check = require "cab.check"
+local M = { rank = 0, size = 1, beside = 0, about = "" }
+
+--- Joins the job that started this process, once.
+---@param o table recipe.dist: timeout in seconds
+function M.open(o) M.rank, M.size, M.beside, M.about = core.dist.open(o.timeout) end
+
+--- The device of this rank: "auto" and "cuda" are the GPU of its number on this host.
+---@param name string recipe.device
+---@return string
+function M.device(name)
+  if M.size == 1 or name == "cpu" then return name end
+  if name == "auto" then return core.device "auto" == "cpu" and "cpu" or "cuda:" .. M.beside end
+  if name:find "^cuda:%d" then
+    check.fail(2, ("device=%s with %d ranks: each takes a GPU of its own, say device=cuda"):format(name, M.size), { id = "usage" })
+  end
+  return "cuda:" .. M.beside
+end
+
+--- f on rank 0; its outcome, and the fault it raised, are all ranks'. f returns its value and what the others need to know.
+---@param name string for messages
+---@param f fun(): any, any
+---@return any value on rank 0
+---@return any told, on all ranks; JSON
+function M.first(name, f)
+  if M.size == 1 then return f() end
+  local outcome = M.rank == 0 and table.pack(pcall(f)) or {}
+  local ok, value, told = outcome[1], outcome[2], outcome[3]
+  local fault = not ok and { code = check.code(value), message = type(value) == "table" and value.message or tostring(value),
+    id = type(value) == "table" and value.id or nil } or nil
+  local text = core.dist.text(name, M.rank == 0 and core.json_encode { told = told, fault = fault } or nil)
+  local heard = core.json_decode(text)
+  if M.rank == 0 then
+    if not ok then error(value, 0) end
+    return value, told
+  end
+  if heard.fault then check.fail(heard.fault.code or 1, "rank 0: " .. heard.fault.message, { id = heard.fault.id }) end
+  return nil, heard.told
+end
+
+--- Sums over all ranks, in rank order on each.
+---@param name string
+---@param numbers number[]
+---@return number[]
+function M.sum(name, numbers)
+  if M.size == 1 then return numbers end
+  return core.dist.sum(name, numbers)
+end
+
+local function names_of(tensors)
+  local names = {}
+  for name in pairs(tensors) do names[#names + 1] = name end
+  table.sort(names)
+  return names
+end
+
+--- Rank 0's values in the tensors of all ranks.
+---@param name string
+---@param tensors table name -> tensor, alike everywhere
+function M.equalise(name, tensors)
+  if M.size == 1 then return end
+  for _, key in ipairs(names_of(tensors)) do core.dist.send(name, tensors[key]) end
+end
+
+--- Tensors that only rank 0 has, on all ranks.
+---@param name string
+---@param tensors? table name -> tensor on the CPU; rank 0's
+---@return table
+function M.tensors(name, tensors)
+  if M.size == 1 then return tensors end
+  local list = {}
+  for i, key in ipairs(M.rank == 0 and names_of(tensors) or {}) do list[i] = { key, tensors[key]:dtype(), tensors[key]:shape() } end
+  local out = {}
+  for _, about in ipairs(core.json_decode(core.dist.text(name, M.rank == 0 and core.json_encode(list) or nil))) do
+    local key, dtype, shape = about[1], about[2], about[3]
+    out[key] = M.rank == 0 and tensors[key] or core.zeros(shape, dtype, "cpu")
+    core.dist.send(name, out[key])
+  end
+  return out
+end
+
+--- Faults (69) naming the ranks whose weights are not those of the others.
+---@param tensors any[]
+function M.compare(tensors)
+  if M.size > 1 then core.dist.same("check", "weights", core.dist.checksum(tensors)) end
+end
+
+--- The rows of a global batch that this rank has, of text: first and last, from 1.
+---@param batch integer
+---@return integer
+---@return integer
+function M.rows(batch) return batch * M.rank // M.size + 1, batch * (M.rank + 1) // M.size end
+
+-- Ids of a row that are a target: the next one is in the same document.
+local function targets(segments, first, last)
+  local n = 0
+  for _, row in ipairs(segments:slice(1, first, last):totable()) do
+    for t = 2, #row do if row[t] == row[t - 1] and row[t] >= 0 then n = n + 1 end end
+  end
+  return n
+end
+
+-- This rank's rows of a feed of text, which gives whole batches.
+local Part = {}
+Part.__index = function(t, key)
+  return Part[key] or function(_, ...) return t.feed[key](t.feed, ...) end
+end
+
+--- The next batch on the CPU, as TextFeed:raw(). `weight` of the feed is then how many targets these rows have.
+function Part:raw()
+  local ids, segments = self.feed:raw()
+  if not ids then return nil end
+  local first, last = M.rows(ids:size(1))
+  self.weight = targets(segments, first, last)
+  return ids:slice(1, first, last):clone(), segments:slice(1, first, last):clone()
+end
+
+function Part:next()
+  local ids, segments = self:raw()
+  if ids and self.feed.device ~= "cpu" then return ids:to(self.feed.device), segments:to(self.feed.device) end
+  return ids, segments
+end
+
+function Part.into() return false end
+
+--- A training pass of which this rank takes its part.
+---@param data table Data or TextData
+---@param o table as Data:loader
+---@return table feed
+function M.loader(data, o)
+  if M.size == 1 then return data:loader("train", o) end
+  if not data.vocab then
+    o.part, o.parts = M.rank, M.size
+    return data:loader("train", o)
+  end
+  return setmetatable({ feed = data:loader("train", o) }, Part)
+end
+
+--- Before a step: all ranks are at it; what weighs this rank's mean among those of all, and whether any was asked to stop.
+---@param step integer
+---@param weight number rows, or targets, of this rank
+---@param stop boolean
+---@return number share
+---@return boolean stop
+function M.step(step, weight, stop)
+  if M.size == 1 then return 1, stop end
+  local sum, any = core.dist.meet("step " .. step, weight, stop)
+  return weight / sum, any
+end
+
+--- What a run should say of its ranks, nil for one.
+---@param r table resolved recipe
+---@param device string
+---@return string?
+function M.say(r, device)
+  if M.size == 1 then return nil end
+  local first, last = M.rows(r.batch)
+  return ("%d ranks (%s, %s) x %d rows = batch %d%s"):format(M.size, M.about, device == "cpu" and "MPI" or "NCCL", last - first + 1, r.batch,
+    r.batch % M.size ~= 0 and ", unevenly" or "")
+end
+
+--- Faults (2) where a recipe cannot be spread over the ranks there are.
+---@param r table resolved recipe
+function M.preflight(r)
+  local mixed = (r.data.mixup or 0) > 0 or (r.data.cutmix or 0) > 0
+  local least = M.size > 1 and M.size * (mixed and 2 or 1) or 1
+  if r.batch < least then
+    check.fail(2, ("batch is %d, for %d ranks%s it must be at least %d"):format(r.batch, M.size, mixed and " with mixed records" or "", least), { id = "usage" })
+  end
+end
+
+--- What makes a run of several ranks another than that of one.
+---@param r table resolved recipe
+---@return string[]
+function M.notes(r)
+  local out = {}
+  for i, stage in ipairs(M.size > 1 and r.stages or {}) do
+    for name, term in pairs(stage.loss) do
+      local what = term.kind == "ridge" and "a bridge solved on the batch" or term.control == "other_image" and "the control other_image"
+      if what then out[#out + 1] = ("warning: stages.%d.loss.%s: %s sees a rank's own rows only"):format(i, name, what) end
+    end
+  end
+  return out
+end
+
+--- The sums of gradients over all ranks, for a loss that is weighted by this rank's share.
+---@param tensors any[] parameters after a backward
+---@param bucket integer MiB
+function M.reduce(tensors, bucket)
+  if M.size == 1 then return end
+  local r <close> = core.dist.reducer(tensors, bucket << 20)
+  r:finish()
+end
+
+return M
