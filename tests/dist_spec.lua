@@ -158,9 +158,9 @@ cat %s]]):format(launch, process.program, script, out, log, out, process.program
   end
   local function goes_on(path, script)
     local code, output = process.sh(launch .. ("2 '%s' run '%s' stages.1.steps=200000 eval.every=1000000 "
-      .. "--quiet --resume --out '%s' & p=$!\nfor i in $(seq 200); do grep -q 'resumed at' '%s/log.txt' && break; sleep 0.1; done\n"
+      .. "--quiet --resume --out '%s' & p=$!\nfor i in $(seq 600); do grep -q 'resumed at' '%s/log.txt' && break; sleep 0.1; done\n"
       .. "sleep 1; kill $p; wait $p"):format(process.program, script, path, path))
-    assert.matches("resumed at step %d+", folder.read(path .. "/log.txt"), nil, output .. code)
+    assert.matches("resumed at step %d+", folder.read(path .. "/log.txt") .. output .. code)
   end
 
   for _, row in ipairs { { "KILL", "has died" }, { "STOP", "is stopped" } } do
