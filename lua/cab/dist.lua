@@ -186,12 +186,14 @@ function M.notes(r)
   return out
 end
 
---- The sums of gradients over all ranks, for a loss that is weighted by this rank's share.
----@param tensors any[] parameters after a backward
----@param bucket integer MiB
-function M.reduce(tensors, bucket)
-  if M.size == 1 then return end
-  local r <close> = core.dist.reducer(tensors, bucket << 20)
+--- The gradients of a loss over all ranks' rows, outside a step.
+---@param loss any this rank's mean
+---@param job Job
+function M.backward(loss, job)
+  if M.size == 1 then return loss:backward() end
+  local r <close> = core.dist.reducer(job:tensors(), job.recipe.dist.bucket << 20)
+  local share = loss * job.share
+  share:backward()
   r:finish()
 end
 

@@ -3,7 +3,6 @@ local core = require "cab.core"
 local check = require "cab.check"
 local control = require "cab.control"
 local options = require "cab.options"
-local dist = require "cab.dist"
 local taps = require "cab.taps"
 local weighting = require "cab.weighting"
 local M = {}
@@ -168,7 +167,7 @@ end
 
 local function choose_device(self)
   local r = self.recipe
-  self.device, self.chip, self.fallback = core.device(dist.device(r.device))
+  self.device, self.chip, self.fallback = core.device(require "cab.dist".device(r.device))
   if self.device == "cpu" and r.precision ~= "f32" then
     check.fail(2, ("precision is '%s', which needs a GPU, and device is '%s': set precision=f32, or device=cuda where there is one"):format(
       r.precision, r.device), { id = "precision" })
@@ -223,7 +222,6 @@ function M.build(r)
     for _, note in ipairs(self[role] and self[role].notes or {}) do self.notes[#self.notes + 1] = ("%s: %s"):format(role, note) end
   end
   if self.text then self.text.preflight(self) end
-  for _, note in ipairs(dist.notes(r)) do self.notes[#self.notes + 1] = note end
   instances(self)
   self:announce()
   add_parameters(self, self.student:parameters(), true)
@@ -416,11 +414,7 @@ function Job:shares(stage, images, labels, target)
     local norm = { student = 0, all = 0 }
     if one.value.requires_grad then
       self:clear_gradients()
-      if dist.size == 1 then one.value:backward()
-      else
-        (one.value * self.share):backward()
-        dist.reduce(self:tensors(), self.recipe.dist.bucket)
-      end
+      require "cab.dist".backward(one.value, self)
       norm.student = one.weight * core.grad_norm(self:tensors(true))
       norm.all = one.weight * core.grad_norm(self:tensors())
       kept[#kept + 1] = { term.name, gradients(self, scope) }

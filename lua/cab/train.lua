@@ -368,6 +368,7 @@ local function introduce(self)
   self:say("on " .. self:device())
   local ranks = dist.say(job.recipe, job.device)
   if ranks then self:say(ranks) end
+  for _, note in ipairs(dist.notes(job.recipe)) do self:say(note) end
   if job.fallback then self.folder:log("no GPU: " .. job.fallback) end
   for _, note in ipairs(job.notes) do self:say(note) end
 end
