@@ -151,17 +151,6 @@ function M.step(step, weight, stop)
   return weight / sum, any
 end
 
---- What a run should say of its ranks, nil for one.
----@param r table resolved recipe
----@param device string
----@return string?
-function M.say(r, device)
-  if M.size == 1 then return nil end
-  local first, last = M.rows(r.batch)
-  return ("%d ranks (%s, %s) x %d rows = batch %d%s"):format(M.size, M.about, device == "cpu" and "MPI" or "NCCL", last - first + 1, r.batch,
-    r.batch % M.size ~= 0 and ", unevenly" or "")
-end
-
 --- Faults (2) where a recipe cannot be spread over the ranks there are.
 ---@param r table resolved recipe
 function M.preflight(r)
@@ -172,11 +161,14 @@ function M.preflight(r)
   end
 end
 
---- What makes a run of several ranks another than that of one.
+--- What a run should say of its ranks: how a batch is spread, and what makes it another run than that of one process.
 ---@param r table resolved recipe
+---@param device string
 ---@return string[]
-function M.notes(r)
-  local out = {}
+function M.notes(r, device)
+  local first, last = M.rows(r.batch)
+  local out = { M.size > 1 and ("%d ranks (%s, %s) x %d rows = batch %d%s"):format(M.size, M.about, device == "cpu" and "MPI" or "NCCL",
+    last - first + 1, r.batch, r.batch % M.size ~= 0 and ", unevenly" or "") or nil }
   for i, stage in ipairs(M.size > 1 and r.stages or {}) do
     for name, term in pairs(stage.loss) do
       local what = term.kind == "ridge" and "a bridge solved on the batch" or term.control == "other_image" and "the control other_image"

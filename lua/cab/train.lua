@@ -366,9 +366,7 @@ end
 local function introduce(self)
   local job = self.job
   self:say("on " .. self:device())
-  local ranks = dist.say(job.recipe, job.device)
-  if ranks then self:say(ranks) end
-  for _, note in ipairs(dist.notes(job.recipe)) do self:say(note) end
+  for _, text in ipairs(dist.notes(job.recipe, job.device)) do self:say(text) end
   if job.fallback then self.folder:log("no GPU: " .. job.fallback) end
   for _, note in ipairs(job.notes) do self:say(note) end
 end
