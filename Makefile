@@ -77,7 +77,7 @@ deps:
 	@tests/install-packages $(PACKAGES)
 
 demo: deps
-	@$(MAKE) --no-print-directory -s -j$$(nproc) all
+	@$(MAKE) --no-print-directory -s -j$$(nproc) $B/cab $(if $(wildcard /dev/nvidiactl),all)
 	$B/cab run recipes/quickstart.lua
 
 test: deps
