@@ -21,7 +21,7 @@ local function recipe(loss, change)
   return cab.recipe(r)
 end
 local function run(name, loss, change) return recipe(loss, change):run { out = dir .. "/runs/" .. name, quiet = true }.path end
-local bridge = run("bridge", { soft = 1, align = { "attention_bridge", hidden = 4, weight = 2 } })
+local bridge = run("bridge", { soft = 1, align = { "attention_bridge", hidden = 4, weight = { "adaptive", to = 2, watch = "cosine", cosine = -1 } } })
 local soft = run("soft", { soft = 1 })
 local gnuplot = plot.gnuplot()
 local function size(path)
