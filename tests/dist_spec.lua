@@ -69,10 +69,13 @@ local function ranks_do(ranks, text)
   return code, output, core.now() - begun
 end
 
--- Programs of this build that still run a file of this test.
+-- Programs of this build that still run a file of this test, 5 s after mpirun ended: it does not wait for the last of them.
 local function orphans()
-  local _, list = process.sh(("for p in /proc/[0-9]*; do { tr '\\0' ' ' <$p/cmdline; } 2>/dev/null | grep -q '^%s run %s/' && echo $p; done; true"):format(
-    process.program, dir))
+  local begun, list = core.now()
+  repeat
+    list = select(2, process.sh(("for p in /proc/[0-9]*; do { tr '\\0' ' ' <$p/cmdline; } 2>/dev/null | grep -q '^%s run %s/' "
+      .. "&& echo $p; done; true"):format(process.program, dir)))
+  until list == "" or core.now() - begun > 5
   return list
 end
 
