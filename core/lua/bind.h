@@ -130,6 +130,7 @@ void bind_edit(lua_State *L);
 void bind_io(lua_State *L);   /* bind_io.c */
 void bind_data(lua_State *L); /* bind_data.c */
 void bind_text(lua_State *L); /* bind_text.c */
+void bind_rows(lua_State *L); /* bind_rows.c */
 int luaopen_cab_core(lua_State *L);
 
 /* Library directory ("/usr/share/cab/lua"), set by bind_find_library: lines inside it are not the user's. */

@@ -25,5 +25,6 @@ int luaopen_cab_core(lua_State *L) {
   bind_data(L);
   bind_text(L);
   bind_dist(L);
+  bind_rows(L);
   return 1;
 }

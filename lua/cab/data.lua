@@ -251,20 +251,23 @@ function Data:normalise(images)
   return images:to("f32") * self.scale + self.shift
 end
 
---- A pass over a split. Training batches all have `batch` images (the rest of an epoch is left out); test batches end short.
+--- A pass over a split. Training batches all have `batch` images (the rest of an epoch is left out); test batches end short, and
+--- those in_order.
 ---@param split string "train" or "test"
 ---@param options table batch, seed, epoch (0-based), start (batches to leave out), dtype ("u8": bytes, not normalised), part and parts
---- (from 0: of several ranks, rows of every training batch, every parts-th test batch)
+--- (from 0: of several ranks, rows of every training batch, every parts-th test batch),
+--- in_order (of training images: not shuffled, each once)
 ---@return Feed
 function Data:loader(split, options)
   local train, spec = split == "train", self.spec
+  local shuffled = train and not options.in_order
   local o = {
     dataset = self.sets[split], indices = self.indices[split], batch = options.batch, seed = options.seed or 0,
-    epoch = options.epoch or 0, shuffle = train, start = options.start or 0, threads = spec.threads,
-    transform = transform(self, split, options.dtype), drop_last = train, on_bad = spec.on_bad, tolerant = spec.tolerant,
+    epoch = options.epoch or 0, shuffle = shuffled, start = options.start or 0, threads = spec.threads,
+    transform = transform(self, split, options.dtype), drop_last = shuffled, on_bad = spec.on_bad, tolerant = spec.tolerant,
   }
   if options.parts then o.part, o.parts = options.part, options.parts end
-  if train then o.repeats, o.mixup, o.cutmix, o.switch = spec.repeats, spec.mixup, spec.cutmix, spec.switch end
+  if shuffled then o.repeats, o.mixup, o.cutmix, o.switch = spec.repeats, spec.mixup, spec.cutmix, spec.switch end
   local loader = core.data.loader(o)
   return setmetatable({ loader = loader, data = self }, Feed)
 end
@@ -380,6 +383,7 @@ function M.build(spec, device)
   check_there(spec, def, self.files)
   self.sets = { train = def.open(self.files.train, nil, spec) }
   self.sets.test = def.open(self.files.test, self.sets.train:names(), spec) -- the same classes in the same order
+  self.folder = def.folder
   self.classes, self.channels = self.sets.train:classes(), self.sets.train:channels()
   self.size = spec.size or self.sets.train:size() or 224
   self.mean = check.per_channel(spec.mean or def.mean, self.channels, "data.mean")

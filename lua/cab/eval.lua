@@ -58,13 +58,16 @@ function M.fits(job, stage)
     local scope <close> = core.scope()
     core.no_grad(function()
       local images, labels = loader:next()
-      for _, term in ipairs(job:losses(stage, images, labels)) do
-        local m = term.strategy:metrics()
-        if m.r2 then
-          out[term.name], layers[term.name] = m.r2, {}
-          for layer, r2 in pairs(m.layers) do layers[term.name][tostring(layer)] = r2 end
+      local function fits()
+        for _, term in ipairs(job:losses(stage, images, labels)) do
+          local m = term.strategy:metrics()
+          if m.r2 then
+            out[term.name], layers[term.name] = m.r2, {}
+            for layer, r2 in pairs(m.layers) do layers[term.name][tostring(layer)] = r2 end
+          end
         end
       end
+      if job.cache then job.cache:with_test(images:size(1), fits) else fits() end
     end)
   end
   loader:close()

@@ -195,10 +195,23 @@ local function choose(self)
   for _, p in ipairs(self.params) do p.free = p.tensor.requires_grad end -- not where a strategy froze it
 end
 
+-- The teacher; where its taps come from files that are all there, without weights.
+local function build_teacher(self, extra, hollow)
+  local r, cache = self.recipe, self.cache
+  if not hollow then return M.helped(r, "teacher", model, "teacher", r.teacher, extra):freeze() end
+  local o, spec = { hollow = cache:why() }, check.copy(cache.manifest.options)
+  for k, v in pairs(extra) do o[k] = v end
+  spec.weights = nil
+  return require "cab.models.build".model(require "cab".models[r.teacher.kind], spec, o)
+end
+
 --- Opens data and builds the models.
 ---@param r table resolved recipe
+---@param o? table cached: the taps of training batches come from the recipe's cache, which the caller fills (job.cache); whole: and
+--- the teacher has its weights
 ---@return Job
-function M.build(r)
+function M.build(r, o)
+  o = o or {}
   local self = setmetatable({ recipe = r, stages = {}, params = {}, notes = {}, control = control.new() }, Job)
   choose_device(self)
   if r.threads > 0 then core.threads(r.threads) end
@@ -213,10 +226,12 @@ function M.build(r)
   extra.seed, extra.device, extra.precision = r.seed, self.device, r.precision
   for _, note in ipairs(self.data.notes or {}) do self.notes[#self.notes + 1] = note end
   self.student = M.helped(r, "student", model, "student", r.student, extra)
-  self.teacher = r.teacher and M.helped(r, "teacher", model, "teacher", r.teacher, extra):freeze()
+  self.cache = o.cached and require "cab.cache".open(r, self.data) or nil
+  local hollow = self.cache and self.cache.manifest and not self.cache.live and not o.whole
+  self.teacher = r.teacher and build_teacher(self, extra, hollow)
   if self.teacher then
     if (r.teacher.weights or "") == "" then self.notes[#self.notes + 1] = "warning: the teacher is untrained: teacher.weights names no file" end
-    self.pairs = require "cab.pairs".new { student = self.student, teacher = self.teacher, map = r.pairs }
+    self.pairs = require "cab.pairs".new { student = self.student, teacher = self.teacher, map = r.pairs, device = self.device }
   end
   for _, role in ipairs { "student", "teacher" } do
     for _, note in ipairs(self[role] and self[role].notes or {}) do self.notes[#self.notes + 1] = ("%s: %s"):format(role, note) end
@@ -224,6 +239,13 @@ function M.build(r)
   if self.text then self.text.preflight(self) end
   instances(self)
   self:announce()
+  if self.cache then
+    self.cache:plan(self)
+    if hollow and #self.cache:lacks() > 0 then
+      self.data:close()
+      return M.build(r, { cached = true, whole = true })
+    end
+  end
   add_parameters(self, self.student:parameters(), true)
   for _, made in ipairs(self.strategies) do add_parameters(self, made.strategy:parameters(), false) end
   if self.pairs then add_parameters(self, self.pairs:parameters(), false) end
@@ -246,7 +268,7 @@ function Job:announce()
   end
 end
 
--- Calls f(next batch) over up to `images` shuffled training images (all classes are among them) or 20000 tokens.
+-- Calls f(next batch, its feed) over up to `images` shuffled training images (all classes are among them) or 20000 tokens.
 local function sample(self, images, f)
   local most = self.text and math.max(1, 5000 // self.data.length) or self.data.size > 64 and 20 or 100
   local batch = math.min(most, images, self.data.count.train) -- taps of all layers are held, in f64
@@ -255,7 +277,7 @@ local function sample(self, images, f)
   f(function()
     left = left - 1
     if left >= 0 then return loader:next() end
-  end)
+  end, loader)
   loader:close()
 end
 
@@ -268,7 +290,9 @@ function Job:measure()
     self.notes[#self.notes + 1] = "layer map found: " .. table.concat(list, " ")
   end
   if not self.measures then return end
-  sample(self, 1000, function(batches) self.pairs:measure(self.teacher, batches, self.measures) end)
+  sample(self, 1000, function(batches, loader)
+    self.pairs:measure(self.cache and self.cache:reader(loader) or self.teacher, batches, self.measures)
+  end)
 end
 
 --- Before the first step of a stage: strategies that write weights do so now; averages begin anew from what they wrote.
@@ -316,7 +340,10 @@ function Job:losses(stage, images, labels, target)
   if self.text then return self.text.losses(self, stage, images, labels) end
   local batch = { images = images, labels = not target and labels or nil, target = target }
   local teacher_taps
-  if stage.teacher_taps then
+  local cached = self.cache and self.cache.now
+  if cached then
+    batch.teacher, teacher_taps = cached.logits, cached.taps
+  elseif stage.teacher_taps then
     batch.teacher, teacher_taps = core.no_grad(function() return self.teacher:forward(images, stage.teacher_taps) end)
   elseif self.teacher then -- logits only, and only for those that read them
     setmetatable(batch, { __index = function(t, key)

@@ -11,6 +11,7 @@ return {
     optim = "the optimizer and its schedule",
     eval = "when and what to evaluate",
     checkpoint = "when checkpoints are written and how many are kept",
+    cache = "files that the teacher's taps and logits are read from in place of running it",
     guard = "what to do about numbers that are not finite, and spikes",
     batch = "images, or rows of text, of a step",
     seed = "of weights, data order and augmentation",
@@ -62,6 +63,11 @@ return {
     nonfinite = "a loss or gradient that is not finite ends the run with 76, or its step is skipped, or the run goes back to the checkpoint, once a step",
     skips = "so many skipped steps in a row end the run",
     spike = "stop, or rewind, at this many times the median gradient norm; 0: off",
+  },
+  cache = {
+    path = "the folder, shared by all recipes; \"\": none. Filled by the first run that lacks something. Of images that look the same in every epoch",
+    coding = "of taps; `int8`: 1 byte a feature, a scale a token. Logits are f32",
+    live = "the teacher's weights stay in memory too, for strategies that copy them",
   },
   stage = {
     name = "for the log",

@@ -165,6 +165,19 @@ function Module:freeze()
   return self
 end
 
+--- Frees the parameters, or never makes them; who asks for one gets the fault `why`, code 2. `absent` is true then.
+---@param why string
+function Module:hollow(why)
+  walk(self, "", function(owner, item)
+    local tensor = rawget(owner, item.name)
+    if tensor then tensor:close() end
+    rawset(owner, item.name, nil)
+    item.value.init = function() options.fail(2, "hollow", why) end
+  end)
+  self.absent = true
+  return self
+end
+
 --- Moves the parameters; those that are there already stay the same tensors. Gradients do not come along.
 ---@param device string "cpu", "cuda", "cuda:1", "auto"
 ---@return cab.Module itself

@@ -35,15 +35,14 @@ local function mixture(p, o, L, T)
     to = function(i) return o.near > 0 and math.min(T, p.map[i] + o.near) or T end }
 end
 
----@param o {student: table, teacher: table, map?: string|table}
+---@param o {student: table, teacher: table, map?: string|table, device?: string (where the teacher is)}
 ---@return table pairs: #pairs entries, and layers, state, width, dim, heads
 function M.new(o)
   local student, teacher = o.student, o.teacher
-  local first = teacher:parameters()[1].tensor
   local p = setmetatable({
     directional = student.taps.directional, class_positions = student.class_positions or { 1 }, tokens = student.tokens, distilled = teacher.distilled,
     state = student.state_size, width = student.width, dim = teacher.width, heads = teacher.heads, stats = {}, layers = 0, random = {},
-    student = student, teacher = teacher, dtype = teacher.dtype, device = first:device(),
+    student = student, teacher = teacher, dtype = teacher.dtype, device = o.device or teacher:parameters()[1].tensor:device(),
     map = layers.list(o.map, student.depth, teacher.depth), now = nil,
   }, Pairs)
   p.map_name, p.map_options = layers.parse(o.map)

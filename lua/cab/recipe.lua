@@ -17,6 +17,7 @@ local schema = {
   eval      = { "table", default = {} },
   checkpoint = { "table", default = {} },
   guard     = { "table", default = {} },
+  cache     = { "table", default = {} },                        -- of the teacher's taps and logits
   batch     = { "integer", default = 64, min = 1 },
   seed      = { "integer", default = 0, min = 0 },
   device    = { "string", default = "auto" },                   -- cpu, cuda, cuda:N; auto: a GPU if there is one
@@ -66,6 +67,7 @@ local parts = {
     skips     = { "integer", default = 3, min = 1 },            -- in a row
     spike     = { numbers, default = 0, min = 0 },              -- stop or rewind at this many times the median gradient norm, 0: off
   },
+  cache = require "cab.cache".options,
 }
 M.metrics = { "top1", "top5", "loss", "align" }
 local stage = {

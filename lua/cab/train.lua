@@ -48,6 +48,7 @@ function Run:nonfinite(v)
   local r, job = self.job.recipe, self.job
   local feed <close> = v.step < self.at and dist.loader(job.data, { batch = r.batch, seed = r.seed, epoch = (v.step - 1) // job.per_epoch,
     start = (v.step - 1) % job.per_epoch }) or nil
+  if feed and job.cache then job.cache:take(feed, (v.step - 1) % job.per_epoch) end
   local bad, terms = self.stepper:blame(job:stage(v.step), v, feed)
   for name, x in pairs(terms) do terms[name] = number_text(x) end
   self:report(v.step, { terms = terms, grad_norm = number_text(v.norm), first_bad = bad, skipped = v.skipped })
@@ -136,6 +137,7 @@ function Run:take(scope, step)
   if not self.stepper:take(scope, self.loader) then
     check.fail(70, ("the loader ended at batch %d of epoch %d, expected %d"):format(at, epoch, job.per_epoch))
   end
+  if job.cache then job.cache:take(self.loader, at) end
 end
 
 function Run:close_loader()
@@ -426,7 +428,8 @@ function M.run(r, o)
   self.bar = progress.new { total = 1, name = name, quiet = o.quiet }
   core.catch_signals(true)
   local ok, stopped, at = pcall(function()
-    self.job = jobs.build(r)
+    self.job = jobs.build(r, { cached = true })
+    if self.job.cache then self.job.cache:fill(self.job, function(text) self:say(text) end) end
     core.trim(self.job.device) -- buffers of an earlier run have other sizes
     core.reset_peak(self.job.device)
     if not o.resume then begin(self, o) end

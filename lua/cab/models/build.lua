@@ -73,21 +73,22 @@ end
 
 --- @param M table @param given table a description or its plain fields
 --- @param extra? table classes, channels, image, seed, dtype; mean, std: of the images that it will be given; device (default
---- "cpu"); precision: "bf16" makes activations bf16
+--- "cpu"); precision: "bf16" makes activations bf16; hollow: a text, without weights: whoever asks for one gets it as the fault
 function build.model(M, given, extra)
   local sized, device, precision = {}, (core.device(extra and extra.device or "cpu")), extra and extra.precision
   for k, v in pairs(extra or {}) do
-    if k ~= "device" and k ~= "precision" then sized[k] = v end
+    if k ~= "device" and k ~= "precision" and k ~= "hollow" then sized[k] = v end
   end
   if precision == "bf16" and device == "cpu" then options.fail(2, "precision", M.kind .. ": the CPU has no bf16 arithmetic") end
   local o = build.resolve(M, given, sized)
   local file, tensors = require "cab.weights", nil
-  if o.weights and o.weights ~= "" then
+  if o.weights and o.weights ~= "" and not extra.hollow then
     tensors = file.of(M.kind, o)
     file.fit(M, o, given, sized, tensors)
   end
   local model = M.new(o)
   model.kind, model.options, model.dtype, model.activations = M.kind, o, o.dtype, precision == "bf16" and "bf16" or o.dtype
+  if extra and extra.hollow then return model:hollow(extra.hollow) end
   model:init { seed = o.seed, dtype = o.dtype }
   if tensors then build.load(model, file.refit(model, tensors)) end
   model.view = view(o, extra or {}, device)
