@@ -167,6 +167,7 @@ end
 
 --- Frees the parameters, or never makes them; who asks for one gets the fault `why`, code 2. `absent` is true then.
 ---@param why string
+---@return cab.Module self
 function Module:hollow(why)
   walk(self, "", function(owner, item)
     local tensor = rawget(owner, item.name)

@@ -42,7 +42,8 @@ function M.new(job, activations, seconds)
     if p.tensor.requires_grad then gradients = gradients + p.tensor:bytes() end
   end
   local memory = core.memory(job.device)
-  local rows = { { "student", bytes_of(student, "tensor") }, { "teacher", job.teacher and not job.teacher.absent and bytes_of(job.teacher:parameters(), "tensor") or 0 },
+  local teacher = job.teacher and not job.teacher.absent and bytes_of(job.teacher:parameters(), "tensor") or 0
+  local rows = { { "student", bytes_of(student, "tensor") }, { "teacher", teacher },
     { "strategies", bytes_of(own, "tensor") }, { "gradients", gradients },
     { "moments", bytes_of(job.params, "m") + bytes_of(job.params, "v") }, { "average", bytes_of(job.params, "average") },
     { "activations", math.max(0, activations - gradients) } }

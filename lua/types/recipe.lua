@@ -5,6 +5,7 @@
 
 ---@class cab.given.recipe
 ---@field batch? integer images, or rows of text, of a step (64)
+---@field cache? cab.given.cache files that the teacher's taps and logits are read from in place of running it ({})
 ---@field capture? boolean on a GPU, steps of fixed shapes are replayed as one graph (true)
 ---@field checkpoint? cab.given.checkpoint when checkpoints are written and how many are kept ({})
 ---@field data table what cab.data.KIND{...} returns
@@ -25,6 +26,11 @@
 ---@field student table what cab.models.KIND{...} returns
 ---@field teacher? table what cab.models.KIND{...} returns; frozen. Not needed where all losses are vanilla
 ---@field threads? integer of the CPU; 0: as many as cores (0)
+
+---@class cab.given.cache
+---@field coding? "f32"|"f16"|"bf16"|"int8" of taps; int8: 1 byte a feature, a scale a token. Logits are f32 ("bf16")
+---@field live? boolean the teacher's weights stay in memory too, for strategies that copy them (false)
+---@field path? string the folder, shared by all recipes; "": none. Filled by the first run that lacks something. Of images that look the same in every epoch ("")
 
 ---@class cab.given.checkpoint
 ---@field every? integer steps between checkpoints; 0: only at the end and when stopped (500)
