@@ -111,7 +111,11 @@ describe("cab sweep", function()
       kills = kills + (code == 137 and 1 or 0)
     end
     assert.is_true(kills >= 3, kills)
-    code, out = sweep(("--out %s/cut --quiet"):format(dir))
+    for _ = 1, 20 do -- the last killed process may still hold its lock
+      code, out = sweep(("--out %s/cut --quiet"):format(dir))
+      if code ~= 74 then break end
+      os.execute "sleep 0.2"
+    end
     assert.equal(0, code, out)
     assert.equal(read(dir .. "/calm/table.csv"), read(dir .. "/cut/table.csv"))
     assert.matches("bridge,fraction=0.01,top1,5,", read(dir .. "/cut/table.csv"))
