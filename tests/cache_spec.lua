@@ -164,6 +164,16 @@ describe("the teacher cache", function()
     assert.matches("all there", folder.read(("%s/run%d/log.txt"):format(root, count)))
   end)
 
+  it("is what an adaptive weight looks at too: held out, live and cached alike", function()
+    local align = { "attention_bridge", hidden = 8, weight = { "adaptive", to = 2, watch = "plateau", patience = 1, delta = 1, factor = 0.5 } }
+    local change = { stages = { { loss = { soft = 1, align = align }, epochs = 4 } } }
+    local live, path = run(nil, change), fresh "cache"
+    assert.matches('"held_out"', folder.read(live.path .. "/metrics.jsonl"))
+    for _ = 1, 2 do
+      assert.are.equal(folder.read(live.path .. "/metrics.jsonl"), folder.read(run({ path = path, coding = "f32" }, change).path .. "/metrics.jsonl"))
+    end
+  end)
+
   for _, coding in ipairs { "f16", "bf16", "int8" } do
     it(("in %s gives targets within its error, and a loss near the live one"):format(coding), function()
       local live = folder.metrics(run().path .. "/metrics.jsonl")

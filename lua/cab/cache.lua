@@ -37,6 +37,7 @@ local function refuse(r)
         key == "crop" and "data.crop=center" or ("data.%s=%s"):format(key, key == "flip" and "false" or key == "augment" and "(empty)" or "0")))
     end
   end
+  if require "cab.dist".size > 1 then fail "its batches are those of one rank: run without mpirun or srun, or leave cache.path empty" end
   if d.on_bad == "skip" then fail "data.on_bad is 'skip': which images a batch has would depend on those left out" end
   local map = type(r.pairs) == "table" and (r.pairs[1] or r.pairs.kind) or r.pairs
   if map == "search" then fail "the layer map 'search' looks at all layers of the teacher first: search once, then give the list found as pairs" end

@@ -93,7 +93,7 @@ local function held_out(job, f)
   local loader = job.data:loader("test", { batch = require "cab.eval".fit_batch(job) })
   local scope <close> = core.scope() -- luacheck: ignore scope
   local images, labels = loader:next()
-  f(images, labels)
+  if job.cache then job.cache:with_test(images:size(1), function() f(images, labels) end) else f(images, labels) end
   loader:close()
 end
 

@@ -401,62 +401,8 @@ function Job:clear_gradients()
   for _, p in ipairs(self.params) do p.tensor.grad = nil end
 end
 
--- Copies of the student's gradients, kept beyond a scope: parameter's number -> tensor.
-local function gradients(self, scope)
-  local out = {}
-  for i, t in ipairs(self:tensors(true)) do
-    if t.grad then
-      out[i] = t.grad:clone()
-      scope:keep(out[i])
-    end
-  end
-  return out
-end
-
--- The cosine of two sets of gradients.
-local function cosine(a, b)
-  local ab, aa, bb = 0, 0, 0
-  local scope <close> = core.scope()
-  local function dot(x, y) return x and y and core.ops.sum(x:to "f64" * y:to "f64"):item() or 0 end
-  core.no_grad(function()
-    for i in pairs(a) do ab, aa = ab + dot(a[i], b[i]), aa + dot(a[i], a[i]) end
-    for i in pairs(b) do bb = bb + dot(b[i], b[i]) end
-  end)
-  return aa > 0 and bb > 0 and ab / math.sqrt(aa * bb) or nil
-end
-
---- The gradient norm of each term alone, by a pass of its own each: on the student, and on all parameters. Of two terms that both
---- reach the student, also the cosine of their gradients on it: below 0 they pull against each other.
----@param stage table
----@param images any as for Job:losses
----@param labels any
----@param target? any
----@return table name -> {student, all, share: of the student's sum}
----@return table<string, number> conflict "align, soft" -> cosine
-function Job:shares(stage, images, labels, target)
-  local out, sum, kept, conflict = {}, 0, {}, {}
-  for i, term in ipairs(stage.terms) do
-    local scope <close> = core.scope()
-    local one = self:losses(stage, images, labels, target)[i]
-    local norm = { student = 0, all = 0 }
-    if one.value.requires_grad then
-      self:clear_gradients()
-      require "cab.dist".backward(one.value, self)
-      norm.student = one.weight * core.grad_norm(self:tensors(true))
-      norm.all = one.weight * core.grad_norm(self:tensors())
-      kept[#kept + 1] = { term.name, gradients(self, scope) }
-      self:clear_gradients()
-    end
-    sum = sum + norm.student
-    out[term.name] = norm
-  end
-  for _, norm in pairs(out) do norm.share = sum > 0 and norm.student / sum or 0 end
-  for i, a in ipairs(kept) do
-    for j = i + 1, #kept do conflict[("%s, %s"):format(a[1], kept[j][1])] = cosine(a[2], kept[j][2]) end
-  end
-  for _, a in ipairs(kept) do for _, t in pairs(a[2]) do t:close() end end
-  return out, conflict
-end
+--- Gradient norms of the terms and their conflicts: cab.shares, as job:shares(stage, images, labels, target).
+Job.shares = require "cab.shares"
 
 --- Everything a checkpoint holds: weights, moments, averages, statistics.
 ---@return table name -> tensor
