@@ -77,16 +77,20 @@ end
 --- Takes the next batch of a feed, without a detour where the staged tensors fit it.
 ---@param scope any as for place
 ---@param feed Feed
+---@param at? integer batches of the feed's epoch before this one, where the teacher's taps are cached
 ---@return boolean false at the end of the data
-function Step:take(scope, feed)
-  local staged = self.staged
-  if staged and feed:into(staged.images, staged.labels, staged.targets) then
+function Step:take(scope, feed, at)
+  local staged, cache = self.staged, self.job.cache
+  local taken = staged and feed:into(staged.images, staged.labels, staged.targets)
+  if taken then
     self.batch, self.fixed = staged, true
-    return true
+  else
+    local images, labels, targets = feed:raw()
+    if images then self:place(scope, images, labels, targets) end
+    taken = images ~= nil
   end
-  local images, labels, targets = feed:raw()
-  if images then self:place(scope, images, labels, targets) end
-  return images ~= nil
+  if taken and cache then cache:take(feed, at) end
+  return taken
 end
 
 --- Among several ranks: all are at this step. True if one was asked to stop.
@@ -276,12 +280,14 @@ end
 ---@param stage table of that step
 ---@param v table from values
 ---@param feed? Feed at that step, if it is not the last run
+---@param at? integer batches of the feed's epoch before that step
 ---@return table
 ---@return table<string, number>
-function Step:blame(stage, v, feed)
+function Step:blame(stage, v, feed, at)
   local now, batch, terms = self.now, self.batch, {}
   if feed or not now.taps then
     if feed then
+      if self.job.cache then self.job.cache:take(feed, at) end
       local images, labels, targets = feed:next()
       self.batch = { images = images, labels = labels, targets = targets }
     end

@@ -48,8 +48,7 @@ function Run:nonfinite(v)
   local r, job = self.job.recipe, self.job
   local feed <close> = v.step < self.at and dist.loader(job.data, { batch = r.batch, seed = r.seed, epoch = (v.step - 1) // job.per_epoch,
     start = (v.step - 1) % job.per_epoch }) or nil
-  if feed and job.cache then job.cache:take(feed, (v.step - 1) % job.per_epoch) end
-  local bad, terms = self.stepper:blame(job:stage(v.step), v, feed)
+  local bad, terms = self.stepper:blame(job:stage(v.step), v, feed, (v.step - 1) % job.per_epoch)
   for name, x in pairs(terms) do terms[name] = number_text(x) end
   self:report(v.step, { terms = terms, grad_norm = number_text(v.norm), first_bad = bad, skipped = v.skipped })
   self.skipped = self.skipped + v.skipped
@@ -134,10 +133,9 @@ function Run:take(scope, step)
     self.loader = dist.loader(job.data, { batch = r.batch, seed = r.seed, epoch = epoch, start = at })
     self.epoch = epoch
   end
-  if not self.stepper:take(scope, self.loader) then
+  if not self.stepper:take(scope, self.loader, at) then
     check.fail(70, ("the loader ended at batch %d of epoch %d, expected %d"):format(at, epoch, job.per_epoch))
   end
-  if job.cache then job.cache:take(self.loader, at) end
 end
 
 function Run:close_loader()
