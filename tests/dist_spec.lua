@@ -71,7 +71,8 @@ end
 
 -- Programs of this build that still run a file of this test, 5 s after mpirun ended: it does not wait for the last of them.
 local function orphans()
-  local begun, list = core.now()
+  local begun = core.now()
+  local list
   repeat
     list = select(2, process.sh(("for p in /proc/[0-9]*; do { tr '\\0' ' ' <$p/cmdline; } 2>/dev/null | grep -q '^%s run %s/' "
       .. "&& echo $p; done; true"):format(process.program, dir)))
