@@ -107,7 +107,7 @@ describe("cab sweep", function()
     assert.equal(0, code, out)
     local whole, kills = core.now() - begun, 0
     for i = 1, 5 do
-      local moment = (0.05 + 0.2 * core.uniform({ 1 }, 0, 1, 11, "kill " .. i):item()) * whole
+      local moment = (0.04 + 0.1 * core.uniform({ 1 }, 0, 1, 11, "kill " .. i):item()) * whole
       repeat -- the one before may hold its lock for a moment longer
         code, out = sweep(("--out %s/cut --quiet"):format(dir), ("OMP_NUM_THREADS=1 timeout -s KILL %.2f"):format(moment))
       until code ~= 74 or not out:find("locked", 1, true) or core.now() - begun > 60 + 4 * whole
