@@ -8,6 +8,7 @@ CC       ?= gcc
 FUZZ_SECONDS ?= 60
 FUZZ_RUNS ?= -1
 SANITIZE :=
+SPECS    := tests# of make asan
 PIE      := -fPIE
 VERSION  := $(shell sed -n 's/.*CAB_VERSION "\(.*\)"/\1/p' core/lua/cab.h)
 PACKAGES := gcc libc6-dev liblua5.4-dev libopenblas-openmp-dev libpng-dev libjpeg62-turbo-dev zlib1g-dev libjansson-dev \
@@ -135,7 +136,7 @@ lint:
 asan: deps
 	@$(MAKE) --no-print-directory -s -j$$(nproc) all B=build-asan OPT="-O1 -g -DCAB_FAULTS -DCAB_NO_CACHE" KOPT="-O1 -g" \
 	  CUDA= SANITIZE="-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer"
-	ASAN_OPTIONS=detect_leaks=1:allocator_may_return_null=1 LSAN_OPTIONS=suppressions=tests/lsan.supp OMP_NUM_THREADS=2 build-asan/cab run tests/main.lua
+	ASAN_OPTIONS=detect_leaks=1:allocator_may_return_null=1 LSAN_OPTIONS=suppressions=tests/lsan.supp OMP_NUM_THREADS=2 build-asan/cab run tests/main.lua $(SPECS)
 
 # One program for each tests/fuzz/NAME.c. Overrides are parsed in Lua: that one has all of the core in it, and no
 # AddressSanitizer, which would only see Lua's heap, at half the speed.
