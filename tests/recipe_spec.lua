@@ -31,6 +31,7 @@ describe("recipe", function()
     { { eval = { metrics = { "top2" } } }, "unknown metric 'top2'" },
     { { data = {} }, "data is a plain table" },
     { { stages = {} }, "stages is empty" },
+    { { stages = { { loss = { [";vanilla"] = 1 }, steps = 1 } } }, "unknown strategy ';vanilla'; did you mean 'vanilla'" },
     { { stages = { { loss = { soft = 1 } } } }, "one of epochs, steps and tokens" },
     { { stages = { { loss = { soft = 1 }, epochs = 1, steps = 1 } } }, "one of epochs, steps and tokens" },
     { { stages = { { loss = {}, epochs = 1 } } }, "has no term" },

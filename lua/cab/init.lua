@@ -54,7 +54,7 @@ local function folder(what, prefix, names)
     __index = function(t, name)
       if type(name) ~= "string" then return nil end
       local path = prefix .. name
-      if not package.loaded[path] and not package.searchpath(path, package.path) then
+      if not package.loaded[path] and not require "cab.options".file(prefix, name) then
         require "cab.options".unknown(what, name, names())
       end
       local value = require(path)

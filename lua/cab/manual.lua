@@ -108,7 +108,7 @@ function M.about(x, env)
   if type(x) == "table" then return getmetatable(x) and getmetatable(x).__tostring and tostring(x) or of_table(x) end
   if type(x) ~= "string" then return tostring(x) end
   if rawget(core.ops, x) then return core.help(x) end
-  local strategy = package.searchpath("cab.strategies." .. x, package.path)
+  local strategy = require "cab.options".file("cab.strategies.", x)
   if strategy then return of_strategy(require "cab".strategies[x], strategy) end
   local value = value_of(x, env)
   if type(value) == "function" then return of_function(value) end

@@ -67,4 +67,13 @@ function options.choice(value, choices, what)
   return options.unknown(what, value, choices)
 end
 
+--- The file of the module PREFIX..NAME, nil where there is none. A name that is no word has none: searchpath would take ';' and '?'
+--- for its own.
+---@param prefix string "cab.strategies."
+---@param name string
+---@return string?
+function options.file(prefix, name)
+  return name:find "^[%w_]+$" and package.searchpath(prefix .. name, package.path) or nil
+end
+
 return options

@@ -75,7 +75,7 @@ function M.recipe(path)
   end
   for _, stage in ipairs(saved.recipe.stages or {}) do
     for _, term in pairs(stage.loss or {}) do
-      if not package.searchpath("cab.strategies." .. tostring(term.strategy), package.path) then
+      if not options.file("cab.strategies.", tostring(term.strategy)) then
         local source = folders.manifest(path).source
         if not source then check.fail(2, ("%s: the strategy '%s' stood in a recipe that was not kept"):format(path, tostring(term.strategy)), { id = "recipe" }) end
         return of_source(load_source(path, source, true), source, path)
