@@ -3,11 +3,7 @@ local core = require "cab.core"
 local cab = require "cab"
 local op = core.ops
 
-local function fails(text, f, ...)
-  local ok, e = pcall(f, ...)
-  assert.is_false(ok, "expected an error with: " .. text)
-  assert.truthy(tostring(e):find(text, 1, true), tostring(e))
-end
+local fails = require "fails"
 
 local images = core.normal({ 3, 3, 6, 6 }, 0, 1, 5, "images", "f64")
 local ids = core.uniform({ 2, 9 }, 0, 20, 3, "ids", "f64"):to "i32"

@@ -4,12 +4,7 @@ local cab = require "cab"
 local generate = require "cab.generate"
 local lfs = require "lfs"
 
-local function fails(words, f, ...)
-  local ok, e = pcall(f, ...)
-  assert.is_false(ok, "expected an error with: " .. words)
-  assert.truthy(tostring(e):find(words, 1, true), tostring(e))
-  return e
-end
+local fails = require "fails"
 
 local model = cab.models.phi_mamba { dim = 16, depth = 1, heads = 2, state = 3 }:build { vocab = 11, dtype = "f64" }
 for _, p in ipairs(model:parameters()) do if p.name == "lm_head.weight" then p.tensor:copy(p.tensor:detach() * 40) end end

@@ -3,11 +3,7 @@ local core = require "cab.core"
 local parity = require "parity"
 local op = core.ops
 
-local function fails(text, f, ...)
-  local ok, e = pcall(f, ...)
-  assert.is_false(ok, "expected an error with: " .. text)
-  assert.truthy(tostring(e):find(text, 1, true), tostring(e))
-end
+local fails = require "fails"
 
 local function rnd(what, ...) return core.normal({ ... }, 0, 1, 6, what, "f64") end
 

@@ -319,12 +319,7 @@ describe("a trained minGPT", function() -- sorts six letters of three; weights o
 end)
 
 describe("a language model", function()
-  local function fails(text, f, ...)
-    local ok, e = pcall(f, ...)
-    assert.is_false(ok, "expected an error with: " .. text)
-    assert.truthy(tostring(e):find(text, 1, true), tostring(e))
-    return e
-  end
+  local fails = require "fails"
   it("refuses ids that it has no row or place for", function()
     local model = everything.gpt2:build { vocab = 23 }
     fails("'ids' holds 23 at element 2, expected 0 to 22", model.forward, model, core.tensor({ { 1, 23 } }, "i32"))

@@ -4,11 +4,7 @@ local cab = require "cab"
 local devices = require "devices"
 local op, mixing = core.ops, cab.mixing
 
-local function fails(text, f, ...)
-  local ok, e = pcall(f, ...)
-  assert.is_false(ok, "expected an error with: " .. text)
-  assert.truthy(tostring(e):find(text, 1, true), tostring(e))
-end
+local fails = require "fails"
 
 local function random(name, ...) return core.normal({ ... }, 0, 1, 7, name, "f64") end
 local function distance(a, b)

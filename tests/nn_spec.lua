@@ -4,12 +4,7 @@ local cab = require "cab"
 local devices = require "devices"
 local nn = cab.nn
 
-local function fails(text, f, ...)
-  local ok, e = pcall(f, ...)
-  assert.is_false(ok, "expected an error with: " .. text)
-  assert.truthy(tostring(e):find(text, 1, true), tostring(e))
-  return e
-end
+local fails = require "fails"
 local function names(m, prefix)
   local list = {}
   for i, p in ipairs(m:parameters(prefix)) do list[i] = p.name end

@@ -2,11 +2,7 @@
 local core = require "cab.core"
 local cab = require "cab"
 
-local function fails(text, f, ...)
-  local ok, e = pcall(f, ...)
-  assert.is_false(ok, "expected an error with: " .. text)
-  assert.truthy(tostring(e):find(text, 1, true), tostring(e))
-end
+local fails = require "fails"
 
 -- Only what pairs reads of models: teacher layers of width 4, grid 2 x 2.
 local function fake(depth, class_token, teacher_depth)

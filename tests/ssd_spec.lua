@@ -3,11 +3,7 @@ local core = require "cab.core"
 local parity = require "parity"
 local op = core.ops
 
-local function fails(text, f, ...)
-  local ok, e = pcall(f, ...)
-  assert.is_false(ok, "expected an error with: " .. text)
-  assert.truthy(tostring(e):find(text, 1, true), tostring(e))
-end
+local fails = require "fails"
 
 local B, L, H, P, G, N = 2, 53, 4, 6, 2, 5
 

@@ -5,11 +5,7 @@ local cab = require "cab"
 local devices = require "devices"
 local op = core.ops
 
-local function fails(text, f, ...)
-  local ok, e = pcall(f, ...)
-  assert.is_false(ok, "expected an error with: " .. text)
-  assert.truthy(tostring(e):find(text, 1, true), tostring(e))
-end
+local fails = require "fails"
 
 local FOLDER = "tests/fixtures/goldens/"
 local reference, meta = core.load "tests/fixtures/strategies.safetensors"

@@ -11,12 +11,7 @@ lfs.mkdir(root)
 local count = 0
 local function out() count = count + 1 return ("%s/run%d"):format(root, count) end
 
-local function fails(text, f, ...)
-  local ok, e = pcall(f, ...)
-  assert.is_false(ok, "expected an error with: " .. text)
-  assert.truthy(tostring(e):find(text, 1, true), tostring(e))
-  return e
-end
+local fails = require "fails"
 
 local function recipe(loss, change)
   local r = {

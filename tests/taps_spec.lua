@@ -3,11 +3,7 @@ local core = require "cab.core"
 local cab = require "cab"
 local op = core.ops
 
-local function fails(text, f, ...)
-  local ok, e = pcall(f, ...)
-  assert.is_false(ok, "expected an error with: " .. text)
-  assert.truthy(tostring(e):find(text, 1, true), tostring(e))
-end
+local fails = require "fails"
 
 local images = core.normal({ 2, 1, 8, 8 }, 0, 1, 1, "images", "f64")
 local function vim()

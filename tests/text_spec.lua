@@ -6,12 +6,7 @@ local parity = require "parity"
 local text = require "cab.text"
 local op = core.ops
 
-local function fails(words, f, ...)
-  local ok, e = pcall(f, ...)
-  assert.is_false(ok, "expected an error with: " .. words)
-  assert.truthy(tostring(e):find(words, 1, true), tostring(e))
-  return e
-end
+local fails = require "fails"
 
 -- ---- text as a loader gives it: ids i32[b,l] and segments i32[b,l], from a language in which each id has two likely followers ----
 

@@ -2,7 +2,7 @@
 -- stands, also after its way through recipe.json.
 local cab = require "cab"
 local core = cab.core
-local encodable = require "cab.train".encodable
+local encodable = require "cab.runs".encodable
 local recipe = cab.recipe {
   name = "fuzz",
   data = cab.data.fashion { fraction = 0.1, flip = true },
