@@ -51,9 +51,10 @@ local function identity(r, data)
   teacher.weights = weights and core.hash(weights) or ("untrained, seed %d"):format(r.seed)
   local files = data:hashes()
   if not data.folder then -- the hashes say what the files are, wherever they lie
-    spec.root, files = nil, {}
-    for _, hash in pairs(data:hashes()) do files[#files + 1] = hash end
-    table.sort(files)
+    local sorted = {}
+    for _, hash in pairs(files) do sorted[#sorted + 1] = hash end
+    table.sort(sorted)
+    spec.root, files = nil, sorted
   end
   local record = { teacher = teacher, data = spec, files = files, precision = r.precision, images = data.count, version = 1 }
   local parts = {}

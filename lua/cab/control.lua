@@ -24,19 +24,20 @@ function M.term(job, number, name)
   return all[key]
 end
 
+-- Places in job.params by layer of the student.
 local function student_layers(job)
   local by = {}
-  for _, p in ipairs(job.params) do
+  for i, p in ipairs(job.params) do
     local layer = p.student and math.tointeger(tonumber(p.name:match "%.(%d+)%."))
     if layer then
       by[layer] = by[layer] or {}
-      table.insert(by[layer], p)
+      table.insert(by[layer], i)
     end
   end
   return by
 end
 
--- Gradients of the sum of the terms that `wanted` picks, by parameter.
+-- The student's gradients of the sum of the terms that `wanted` picks, by place in job.params.
 local function gradients(job, stage, images, labels, wanted)
   local scope <close> = core.scope() -- luacheck: ignore scope
   job:clear_gradients()
@@ -44,13 +45,8 @@ local function gradients(job, stage, images, labels, wanted)
   for _, t in ipairs((job:losses(stage, images, labels))) do
     if wanted(t) and t.value.requires_grad then sum = sum and sum + t.value * t.weight or t.value * t.weight end
   end
-  local out = {}
-  if sum then
-    sum:backward()
-    for _, p in ipairs(job.params) do
-      if p.student and p.tensor.grad then out[p] = scope:keep(p.tensor.grad:clone()) end
-    end
-  end
+  if sum then sum:backward() end
+  local out = require "cab.shares".gradients(job, scope)
   job:clear_gradients()
   return out
 end
@@ -77,8 +73,8 @@ function M.cosine(job, stage, name, images, labels)
     for layer in pairs(by) do first = math.min(first, layer) end
     for layer, list in pairs(by) do
       local xy, xx, yy = 0, 0, 0
-      for _, p in ipairs(list) do
-        local a, b = one[p], rest[p]
+      for _, i in ipairs(list) do
+        local a, b = one[i], rest[i]
         if a and b then xy, xx, yy = xy + dot(a, b), xx + dot(a, a), yy + dot(b, b) end
       end
       out[layer - first + 1] = xx > 0 and yy > 0 and xy / (xx * yy) ^ 0.5 or false
@@ -86,15 +82,6 @@ function M.cosine(job, stage, name, images, labels)
   end)
   for _, c in ipairs(out) do if c then sum, count = sum + c, count + 1 end end
   return out, count > 0 and sum / count or nil
-end
-
--- Calls f(images, labels) with the held-out batch.
-local function held_out(job, f)
-  local loader = job.data:loader("test", { batch = require "cab.eval".fit_batch(job) })
-  local scope <close> = core.scope() -- luacheck: ignore scope
-  local images, labels = loader:next()
-  if job.cache then job.cache:with_test(images:size(1), function() f(images, labels) end) else f(images, labels) end
-  loader:close()
 end
 
 -- Losses and R2 of the stage's terms on the held-out batch.
@@ -177,7 +164,7 @@ function M.update(job, step, row)
   local stage, number = job:stage(step)
   if not M.wanted(stage) then return {} end
   local said, found = {}, { mean = {} }
-  held_out(job, function(images, labels)
+  require "cab.eval".held_out(job, function(images, labels)
     found.loss, found.r2 = values(job, stage, images, labels)
     for _, term in ipairs(stage.terms) do
       if term.schedule and term.schedule.kind == "adaptive" and #stage.terms > 1 then

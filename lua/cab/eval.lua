@@ -37,13 +37,21 @@ function M.classify(model, data, options)
     complaints = complaints }
 end
 
---- Images or rows of the batch on which fits are measured: targets of all layers are held at once, so few.
----@param job Job
----@return integer
-function M.fit_batch(job)
+-- Images or rows of the batch on which fits are measured: targets of all layers are held at once, so few.
+local function fit_batch(job)
   if job.text then return math.max(1, 5000 // job.data.length) end
   local batch = job.recipe.eval.batch
   return batch == 0 and 100 or math.min(batch, 100)
+end
+
+--- Calls f(images, labels) with the first test batch, on which fits are measured, and its targets at hand.
+---@param job Job
+---@param f fun(images: any, labels: any)
+function M.held_out(job, f)
+  local loader <close> = job.data:loader("test", { batch = fit_batch(job) })
+  local scope <close> = core.scope() -- luacheck: ignore scope
+  local images, labels = loader:next()
+  if job.cache then job.cache:with_test(images:size(1), function() f(images, labels) end) else f(images, labels) end
 end
 
 --- R2 of each strategy that fits targets, on the first test batch.
@@ -53,35 +61,29 @@ end
 ---@return table name -> R2 by student layer, as text
 function M.fits(job, stage)
   local out, layers = {}, {}
-  local loader = job.data:loader("test", { batch = M.fit_batch(job) })
-  do
-    local scope <close> = core.scope()
+  M.held_out(job, function(images, labels)
     core.no_grad(function()
-      local images, labels = loader:next()
-      local function fits()
-        for _, term in ipairs(job:losses(stage, images, labels)) do
-          local m = term.strategy:metrics()
-          if m.r2 then
-            out[term.name], layers[term.name] = m.r2, {}
-            for layer, r2 in pairs(m.layers) do layers[term.name][tostring(layer)] = r2 end
-          end
+      for _, term in ipairs(job:losses(stage, images, labels)) do
+        local m = term.strategy:metrics()
+        if m.r2 then
+          out[term.name], layers[term.name] = m.r2, {}
+          for layer, r2 in pairs(m.layers) do layers[term.name][tostring(layer)] = r2 end
         end
       end
-      if job.cache then job.cache:with_test(images:size(1), fits) else fits() end
     end)
-  end
-  loader:close()
+  end)
   return out, layers
 end
 
---- Perplexity of the test text by the student as it is, by the recipe's eval.window and eval.stride.
+--- Perplexity of the test text by the student as it is, or another model, by the recipe's eval.window and eval.stride.
 ---@param job Job
+---@param model? table
 ---@return table as text.perplexity
-function M.perplexity(job)
+function M.perplexity(job, model)
   local o, data = job.recipe.eval, job.data
   local ids = data:ids("test", o.tokens)
   local window = o.window > 0 and o.window or data.length
-  return require "cab.text".perplexity(job.student, ids:to(job.device),
+  return require "cab.text".perplexity(model or job.student, ids:to(job.device),
     { window = window, stride = o.stride > 0 and o.stride or window, batch = o.batch > 0 and o.batch or nil, together = true })
 end
 

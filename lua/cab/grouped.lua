@@ -3,7 +3,6 @@ local lfs = require "lfs"
 local core = require "cab.core"
 local check = require "cab.check"
 local folders = require "cab.folder"
-local options = require "cab.options"
 local report = require "cab.report"
 local runs = require "cab.runs"
 local statistics = require "cab.statistics"
@@ -31,8 +30,7 @@ end
 local function label(recipe, keys)
   local parts = {}
   for _, path in ipairs(keys) do
-    local at = recipe
-    for key in path:gmatch "[^.]+" do at = type(at) == "table" and (at[key] == nil and at[tonumber(key) or 0] or at[key]) or nil end
+    local at = runs.at(recipe, path)
     if type(at) == "table" then at = at.strategy or core.json_encode(at) end
     if at ~= nil then parts[#parts + 1] = ("%s=%s"):format(path:gsub("^stages%.%d+%.", ""), tostring(at)) end
   end
@@ -46,13 +44,12 @@ end
 ---@return string text
 function M.compare(paths, metric)
   if metric and not metrics[metric] then check.fail(2, "--metric: " .. check.unknown("value", metric, metrics), { id = "usage" }) end
-  local groups, order, varied = {}, {}, {}
+  local groups, order, recipes = {}, {}, {}
   for _, run in ipairs(require "cab.charts".runs(paths)) do
     local r = read(run)
     local key = core.json_encode(r.recipe)
     if not groups[key] then
-      groups[key], order[#order + 1] = { recipe = r.recipe, names = {}, values = {}, seconds = {} }, key
-      for _, d in ipairs(runs.differences(groups[order[1]].recipe, r.recipe)) do varied[d[1]] = true end
+      groups[key], order[#order + 1], recipes[#recipes + 1] = { names = {}, values = {}, seconds = {} }, key, r.recipe
     end
     metric = metric or (r.result.perplexity and "perplexity" or "top1")
     local g, value = groups[key], tonumber(r.result[metric])
@@ -61,11 +58,11 @@ function M.compare(paths, metric)
     table.insert(g.seconds, tonumber(r.result.seconds))
     table.insert(g.names, r.name)
   end
-  local keys, rows, lines = options.names(varied), {}, {}
+  local keys, rows, lines = runs.varied(recipes), {}, {}
   for i, key in ipairs(order) do
     local g = groups[key]
     local row, seconds = statistics.summary(g.values), statistics.summary(g.seconds)
-    row.label, row.runs, row.seconds = label(g.recipe, keys), g.names, seconds and seconds.mean
+    row.label, row.runs, row.seconds = label(recipes[i], keys), g.names, seconds and seconds.mean
     rows[i] = row
     lines[i] = { row.label, statistics.shown(row), statistics.interval(row), tostring(row.n), row.seconds and ("%.0f"):format(row.seconds) or "",
       g.names[1] .. (row.n > 1 and " .." or "") }

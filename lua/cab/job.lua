@@ -402,7 +402,7 @@ function Job:clear_gradients()
 end
 
 --- Gradient norms of the terms and their conflicts: cab.shares, as job:shares(stage, images, labels, target).
-Job.shares = require "cab.shares"
+Job.shares = require "cab.shares".of
 
 --- Everything a checkpoint holds: weights, moments, averages, statistics.
 ---@return table name -> tensor

@@ -115,11 +115,8 @@ end
 local function quality(run)
   local scope <close> = core.scope() -- luacheck: ignore scope
   local job = require "cab.job".build(require "cab.runs".recipe(run.path).resolved)
-  if not job.text then return require "cab.eval".classify(job.teacher, job.data, { batch = job.recipe.eval.batch }) end
-  local o = job.recipe.eval
-  local window = o.window > 0 and o.window or job.data.length
-  return require "cab.text".perplexity(job.teacher, job.data:ids("test", o.tokens):to(job.device),
-    { window = window, stride = o.stride > 0 and o.stride or window })
+  if job.text then return require "cab.eval".perplexity(job, job.teacher) end
+  return require "cab.eval".classify(job.teacher, job.data, { batch = job.recipe.eval.batch })
 end
 
 -- The teacher's own quality, each teacher once.
@@ -196,22 +193,13 @@ end
 
 -- The keys in which the runs' recipes differ: header and a row a key.
 local function differing(runs)
-  local header, keys, by = { "key" }, {}, {}
-  for i, run in ipairs(runs) do
-    header[i + 1] = run.name
-    for _, d in ipairs(require "cab.runs".differences(runs[1].saved.recipe or {}, run.saved.recipe or {})) do
-      if not by[d[1]] then keys[#keys + 1], by[d[1]] = d[1], {} end
-      by[d[1]][i], by[d[1]][1] = d[3], d[2]
-    end
-  end
-  table.sort(keys)
-  local rows = {}
-  for k, key in ipairs(keys) do
+  local header, recipes, rows, of = { "key" }, {}, {}, require "cab.runs"
+  for i, run in ipairs(runs) do header[i + 1], recipes[i] = run.name, run.saved.recipe or {} end
+  for k, key in ipairs(of.varied(recipes)) do
     rows[k] = { key }
-    for i, run in ipairs(runs) do
-      local value = run.saved.recipe
-      for part in key:gmatch "[^.]+" do value = type(value) == "table" and (value[part] ~= nil and value[part] or value[math.tointeger(tonumber(part))]) or nil end
-      local text = value == nil and "" or type(value) == "table" and core.json_encode(require "cab.runs".plain(value)) or tostring(value)
+    for i, recipe in ipairs(recipes) do
+      local value = of.at(recipe, key)
+      local text = value == nil and "" or type(value) == "table" and core.json_encode(of.plain(value)) or tostring(value)
       rows[k][i + 1] = #text > 60 and text:sub(1, 57) .. "..." or text
     end
   end
@@ -264,8 +252,7 @@ function M.write(runs, path, o)
     "versions.system" } do
     local row = { key }
     for i, run in ipairs(runs) do
-      local value = run.manifest
-      for part in key:gmatch "[^.]+" do value = type(value) == "table" and value[part] or nil end
+      local value = require "cab.runs".at(run.manifest, key)
       row[i + 1] = value == nil and "" or tostring(value)
     end
     rows[#rows + 1] = row

@@ -138,6 +138,65 @@ function M.differences(a, b, skip)
   return out
 end
 
+-- What two runs must share to be one: all of the recipe but these.
+local loose = { threads = true, checkpoint = true, dist = true, export = true, name = true, device = true, capture = true, missing = true }
+
+--- A recipe, or options of a model, as JSON can hold it. A strategy becomes its name; a list keeps its order: { "last", k = 4 } becomes
+--- { kind = "last", k = 4 }.
+---@param value any
+---@return any
+function M.encodable(value)
+  if type(value) ~= "table" then return value end
+  if value.is_strategy then return value.name or "(in the recipe)" end
+  local out, list, named = {}, #value > 0, false
+  for k in pairs(value) do named = named or type(k) == "string" end
+  for k, v in pairs(value) do
+    out[list and named and type(k) == "number" and (k == 1 and "kind" or tostring(k)) or k] = M.encodable(v)
+  end
+  return out
+end
+
+local function stored(recipe) return core.json_decode(core.json_encode(M.encodable(recipe))) end
+
+--- In what a run folder's recipe is unlike another, of what one run must have in common. Options that are new since the folder was made
+--- have their defaults.
+---@param path string run folder
+---@param recipe table resolved
+---@return table[] of M.differences
+function M.unlike(path, recipe)
+  local saved = check.decode(folders.read(path .. "/recipe.json"))
+  if type(saved) ~= "table" or type(saved.recipe) ~= "table" then
+    check.fail(65, ("%s/recipe.json: no JSON object with a recipe"):format(path), { file = path .. "/recipe.json", id = "recipe" })
+  end
+  local ok, whole = pcall(function() return stored(M.recipe(path).resolved) end)
+  return M.differences(ok and whole or saved.recipe, stored(recipe), loose)
+end
+
+--- What stands at "a.b.1" in a table of plain values, nil where nothing does.
+---@param value any
+---@param path string
+---@return any
+function M.at(value, path)
+  for key in path:gmatch "[^.]+" do
+    if type(value) ~= "table" then return nil end
+    local item = value[key]
+    if item == nil then item = value[math.tointeger(tonumber(key))] end
+    value = item
+  end
+  return value
+end
+
+--- Where some recipes differ from the first of them: paths, sorted.
+---@param recipes table[]
+---@return string[]
+function M.varied(recipes)
+  local set = {}
+  for i = 2, #recipes do
+    for _, d in ipairs(M.differences(recipes[1], recipes[i])) do set[d[1]] = true end
+  end
+  return options.names(set)
+end
+
 local function shown(x)
   if x == nil then return "nothing" end
   if type(x) == "table" then return core.json_encode(M.plain(x)) end

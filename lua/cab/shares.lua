@@ -1,14 +1,15 @@
 --- How much each loss term pulls, and whether two pull against each other.
 local core = require "cab.core"
+local M = {}
 
--- Copies of the student's gradients, kept beyond a scope: parameter's number -> tensor.
-local function gradients(job, scope)
+--- Copies of the student's gradients, kept beyond a scope.
+---@param job Job
+---@param scope any
+---@return table<integer, cab.Tensor> by place in job.params
+function M.gradients(job, scope)
   local out = {}
-  for i, t in ipairs(job:tensors(true)) do
-    if t.grad then
-      out[i] = t.grad:clone()
-      scope:keep(out[i])
-    end
+  for i, p in ipairs(job.params) do
+    if p.student and p.tensor.grad then out[i] = scope:keep(p.tensor.grad:clone()) end
   end
   return out
 end
@@ -34,7 +35,7 @@ end
 ---@param target? any
 ---@return table name -> {student, all, share: of the student's sum}
 ---@return table<string, number> conflict "align, soft" -> cosine
-return function(job, stage, images, labels, target)
+function M.of(job, stage, images, labels, target)
   local out, sum, kept, conflict = {}, 0, {}, {}
   for i, term in ipairs(stage.terms) do
     local scope <close> = core.scope()
@@ -45,7 +46,7 @@ return function(job, stage, images, labels, target)
       require "cab.dist".backward(one.value, job)
       norm.student = one.weight * core.grad_norm(job:tensors(true))
       norm.all = one.weight * core.grad_norm(job:tensors())
-      kept[#kept + 1] = { term.name, gradients(job, scope) }
+      kept[#kept + 1] = { term.name, M.gradients(job, scope) }
       job:clear_gradients()
     end
     sum = sum + norm.student
@@ -58,3 +59,5 @@ return function(job, stage, images, labels, target)
   for _, a in ipairs(kept) do for _, t in pairs(a[2]) do t:close() end end
   return out, conflict
 end
+
+return M

@@ -124,9 +124,7 @@ end
 local function finished(run, path)
   local at = path .. "/result.json"
   if not lfs.attributes(at, "mode") then return nil end
-  local saved = check.decode(folders.read(path .. "/recipe.json"))
-  local now = check.decode(core.json_encode({ recipe = require "cab.train".encodable(run.recipe.resolved) }))
-  local list = runs.differences(saved and saved.recipe, now.recipe, require "cab.train".loose)
+  local list = runs.unlike(path, run.recipe.resolved)
   if #list > 0 then
     check.fail(2, ("%s is a run of another recipe; give the sweep another --out:\n%s"):format(path, runs.say(list)), { id = "recipe" })
   end

@@ -231,28 +231,6 @@ function Run:save(step)
   self:say("warning: " .. tostring(e) .. "; training goes on")
 end
 
--- What two runs must share to be one: all of the recipe but these.
-local loose = { threads = true, checkpoint = true, dist = true, export = true, name = true, device = true, capture = true, missing = true }
-
-local function plain(value)
-  if type(value) ~= "table" then return value end
-  if value.is_strategy then return value.name or "(in the recipe)" end
-  local out = {}
-  for k, v in pairs(value) do out[k] = plain(v) end
-  return out
-end
-
--- A list keeps its order in JSON; { "last", k = 4 } becomes { kind = "last", k = 4 }.
-local function encodable(value)
-  if type(value) ~= "table" then return value end
-  local out, list, named = {}, #value > 0, false
-  for k in pairs(value) do named = named or type(k) == "string" end
-  for k, v in pairs(value) do
-    out[list and named and type(k) == "number" and (k == 1 and "kind" or tostring(k)) or k] = encodable(v)
-  end
-  return out
-end
-
 -- Takes the newest checkpoint; metrics are cut to it. Returns its step, 0 if there is none, and its meta.
 local function restore(self, how)
   local tensors, manifest = dist.first("checkpoint", function()
@@ -279,13 +257,7 @@ end
 
 local function same_recipe(self)
   local path = self.folder.path
-  local saved = check.decode(folders.read(path .. "/recipe.json"))
-  if type(saved) ~= "table" or type(saved.recipe) ~= "table" then
-    check.fail(65, ("%s/recipe.json: no JSON object with a recipe"):format(path), { file = path .. "/recipe.json", id = "recipe" })
-  end
-  local ok, whole = pcall(function() return M.encodable(runs.recipe(path).resolved) end) -- options that are new since have their defaults
-  local before = core.json_decode(core.json_encode(ok and whole or saved.recipe))
-  local other = runs.differences(before, core.json_decode(core.json_encode(M.encodable(self.job.recipe))), loose)
+  local other = runs.unlike(path, self.job.recipe)
   if #other > 0 then
     local steps_there = self.folder:checkpoints()
     check.fail(2, ("%s was made with another '%s': resume it with the same recipe%s\n%s"):format(path, other[1][1], #steps_there > 0
@@ -334,8 +306,8 @@ function Run:device() return device_of(self.job) end
 function M.describe(folder, job, o)
   folder:json("manifest.json", manifests.new(job, device_of(job), o))
   if o.source then core.write_file(folder.path .. "/source.lua", o.source.text) end
-  folder:json("recipe.json", { recipe = encodable(plain(job.recipe)), student = encodable(job.student.options),
-    teacher = job.teacher and encodable(job.teacher.options) or nil, parameters = job.student:size(), steps = job.steps })
+  folder:json("recipe.json", { recipe = runs.encodable(job.recipe), student = runs.encodable(job.student.options),
+    teacher = job.teacher and runs.encodable(job.teacher.options) or nil, parameters = job.student:size(), steps = job.steps })
 end
 
 local function begin(self, o)
@@ -348,13 +320,13 @@ local function fork(self, text)
   local from = manifests.checkpoint(text)
   local tensors, manifest = folders.view(from.run):at(from.step)
   self.job:restore(tensors, from.file)
-  local meta, old = manifest.meta or {}, check.decode(folders.read(from.run .. "/recipe.json"))
+  local meta = manifest.meta or {}
   for _, p in ipairs(self.job.params) do p.born = meta.born and meta.born[p.name] end
   control.restore(self.job, meta.control)
   for _, row in ipairs((folders.metrics(from.run .. "/metrics.jsonl"))) do
     if (row.step or 0) <= from.step then self.folder:metric(row) end
   end
-  local other = runs.differences(old.recipe, core.json_decode(core.json_encode(encodable(plain(self.job.recipe)))), loose)
+  local other = runs.unlike(from.run, self.job.recipe)
   self:say(("forked from %s at step %d%s"):format(from.run, from.step, #other > 0 and ", with\n" .. runs.say(other) or ""))
   if from.step >= self.job.steps then
     check.fail(2, ("--fork %s: this recipe has %d steps only"):format(text, self.job.steps), { id = "usage" })
@@ -493,8 +465,5 @@ function M.export(self, path)
   local name, known = evaluate.known(self.job, self.best)
   self:say(("best weights (%s %.2f) in %s"):format(name, known, path))
 end
-
-M.encodable = function(value) return encodable(plain(value)) end
-M.loose = loose
 
 return M
