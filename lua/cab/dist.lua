@@ -2,6 +2,7 @@
 --- srun; a program started alone is rank 0 of 1, and nothing here does anything. docs/distributed.md.
 local core = require "cab.core"
 local check = require "cab.check"
+local options = require "cab.options"
 local M = { rank = 0, size = 1, beside = 0, about = "" }
 
 --- Joins the job that started this process, once.
@@ -50,19 +51,12 @@ function M.sum(name, numbers)
   return core.dist.sum(name, numbers)
 end
 
-local function names_of(tensors)
-  local names = {}
-  for name in pairs(tensors) do names[#names + 1] = name end
-  table.sort(names)
-  return names
-end
-
 --- Rank 0's values in the tensors of all ranks.
 ---@param name string
 ---@param tensors table name -> tensor, alike everywhere
 function M.equalise(name, tensors)
   if M.size == 1 then return end
-  for _, key in ipairs(names_of(tensors)) do core.dist.send(name, tensors[key]) end
+  for _, key in ipairs(options.names(tensors)) do core.dist.send(name, tensors[key]) end
 end
 
 --- Tensors that only rank 0 has, on all ranks.
@@ -72,7 +66,7 @@ end
 function M.tensors(name, tensors)
   if M.size == 1 then return tensors end
   local list = {}
-  for i, key in ipairs(M.rank == 0 and names_of(tensors) or {}) do list[i] = { key, tensors[key]:dtype(), tensors[key]:shape() } end
+  for i, key in ipairs(M.rank == 0 and options.names(tensors) or {}) do list[i] = { key, tensors[key]:dtype(), tensors[key]:shape() } end
   local out = {}
   for _, about in ipairs(core.json_decode(core.dist.text(name, M.rank == 0 and core.json_encode(list) or nil))) do
     local key, dtype, shape = about[1], about[2], about[3]
