@@ -2,6 +2,7 @@
 # tests/gpu/run.sh PART...   on a machine with a GPU: build/cab and build/libcab_cuda.so must be there, built here or elsewhere.
 #   parity       every op against PyTorch's values and against the CPU; tensors, updates, faults of the device
 #   goldens      the golden models of vision and language
+#   strategies   strategies, mixing matrices, recomputed blocks and the loader's pictures on the device
 #   determinism  every op, and training steps, again and again: equal
 #   train        200 steps on the CPU and on the GPU; 1000 steps in bf16
 #   faults       broken kernels, lost device, absent device, library for another chip; memory that fails, if build-faults/ is there
@@ -115,6 +116,7 @@ for part in "$@"; do
     parity) LINES_OK=140 spec parity 200 tests/ops_spec.lua tests/cuda_spec.lua tests/tensor_spec.lua tests/nn_spec.lua \
       tests/optim_spec.lua tests/bridge_spec.lua tests/device_spec.lua ;;
     goldens) spec goldens 90 tests/goldens_spec.lua tests/language_spec.lua ;;
+    strategies) spec strategies 120 tests/strategies_spec.lua tests/mixing_spec.lua tests/recompute_spec.lua tests/input_spec.lua ;;
     determinism)
       check determinism 120 "$cab" run tests/gpu/determinism.lua
       check training 90 "$cab" run tests/gpu/training.lua ;;
