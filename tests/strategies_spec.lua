@@ -56,7 +56,7 @@ end
 local function ready(kind, given, map, before, device)
   local k = kinds[kind](device or "cpu")
   local pairing = cab.pairs.new { student = k.student, teacher = k.teacher, map = map }
-  if before then before(pairing) end
+  if before then before(pairing, k.device) end
   local strategy = cab.strategy.create(given):prepare(pairing, { dtype = "f64", device = k.device })
   fill(strategy:parameters())
   if pairing.mix then fill(pairing:parameters()) end
@@ -143,8 +143,8 @@ local of_text = {
   ["text.mohawk_transfer"] = { "mohawk_transfer" }, ["text.linearised"] = { "linearised" },
 }
 -- Step 1 of the linearisation, with the maps that the reference has.
-local function linear_maps(pairing)
-  local first = cab.strategy.create({ "linear_attention", kind = "linear" }):prepare(pairing, { dtype = "f64" })
+local function linear_maps(pairing, device)
+  local first = cab.strategy.create({ "linear_attention", kind = "linear" }):prepare(pairing, { dtype = "f64", device = device })
   fill(first:parameters())
 end
 

@@ -12,7 +12,8 @@ function distill:loss(pairs)
     if i > pairs.layers - self.leave then return nil end
     local mine, its = cab.mixing.same_heads(s.attention, t.attention)
     local l = mine:size(4)
-    return op.cross_entropy(op.log(mine + 1e-30):reshape(mine:count() // l, l), nil, its:reshape(its:count() // l, l))
+    local target = its:dtype() == "bf16" and its:to "f32" or its
+    return op.cross_entropy(op.log(mine + 1e-30):reshape(mine:count() // l, l), nil, target:reshape(its:count() // l, l))
   end)
 end
 return distill
