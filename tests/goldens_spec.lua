@@ -22,6 +22,11 @@ local function close(a, name, tolerance)
   assert.is_true(d <= tolerance, ("%s: relative L2 error %.3g"):format(name, d))
 end
 
+-- What storing activations in bf16 does to each gradient by itself, in float64 PyTorch (tests/reference/strategies.py): name -> relative error.
+local noise = {}
+local errors, meta = core.load "tests/fixtures/bf16.safetensors"
+for i, name in ipairs(core.json_decode(meta.names)) do noise[name] = errors.error:slice(1, i, i):item() end
+
 -- what: { dtype=, device=, precision= }, as models take them.
 local function models(what)
   local extra = { image = 32, classes = 10, dtype = what.dtype, precision = what.precision, device = what.device }
@@ -83,7 +88,7 @@ local function vision(case)
       for _, list in ipairs { student:parameters "student.", bridge:parameters() } do
         for _, p in ipairs(list) do
           assert(p.tensor.grad, p.name .. " has no gradient")
-          close(p.tensor.grad, "grad_connected_total." .. p.name, case.gradient)
+          close(p.tensor.grad, "grad_connected_total." .. p.name, case.gradient or 2 * noise[p.name])
           seen = seen + 1
         end
       end
@@ -99,7 +104,7 @@ end
 devices.each(function(device)
   vision { device = device, dtype = "f64", output = 1e-9, gradient = 1e-9 }
   vision { device = device, dtype = "f32", output = 1e-5, gradient = 1e-4 }
-  if device ~= "cpu" then vision { device = device, dtype = "f32", precision = "bf16", output = 2e-2, gradient = 5e-2 } end
+  if device ~= "cpu" then vision { device = device, dtype = "f32", precision = "bf16", output = 2e-2 } end
 end)
 
 describe("the detached bridge", function()

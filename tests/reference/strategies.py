@@ -1,6 +1,7 @@
 """Every strategy's loss and gradients on the golden models, by float64 PyTorch autograd and nothing of this project.
 
-usage: python tests/reference/strategies.py tests/fixtures/goldens tests/fixtures/strategies.safetensors   (torch, numpy, safetensors)
+usage: python tests/reference/strategies.py tests/fixtures/goldens tests/fixtures/strategies.safetensors tests/fixtures/bf16.safetensors
+(needs torch, numpy, safetensors). The last file says what bf16 storage alone does to the golden gradients.
 Own parameters of a strategy are 0.3 sin(0.7 i + sum of the bytes of the name), i the flat index from 0. Of each gradient g the file has
 its norm and its product with cos(0.3 i + 1): NAME.grad [n,2] by the sorted names of NAME.names; NAME.loss. Cases: tests/strategies_spec.lua.
 """
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 torch.set_default_dtype(torch.float64)
-folder, target = sys.argv[1:3]
+folder, target, noise = sys.argv[1:4]
 V = {k: v.double() if v.is_floating_point() else v for k, v in load_file(f"{folder}/vision_tiny_params.safetensors").items()}
 T = {k: v.double() if v.is_floating_point() else v for k, v in load_file(f"{folder}/lang_tiny_params.safetensors").items()}
 out, meta = {}, {}
@@ -459,5 +460,44 @@ text("text.weight_reuse", lambda own, y, *_: divergence(y, t_logits), reuse(("mi
 text("text.mohawk_transfer", lambda own, y, *_: divergence(y, t_logits) + next_token(y), reuse(()))
 text("text.linearised", lambda own, y, *_: divergence(y, t_logits), reuse(("mixer",), maps=True))
 
+# ---- what bf16 alone does to the golden gradients ---------------------------------------------------------------------------
+
+class Stored(torch.autograd.Function):
+    """A value and its gradient kept in bf16, after a dither of half a unit in the last place."""
+
+    @staticmethod
+    def round(x):
+        return (x * (1 + (torch.rand_like(x) - 0.5) * 2 ** -8)).bfloat16().double()
+
+    @staticmethod
+    def forward(_, x):
+        return Stored.round(x)
+
+    @staticmethod
+    def backward(_, g):
+        return Stored.round(g)
+
+
+def error_of_bf16(seeds):
+    """Of each golden gradient the relative L2 error, rms over seeds, when operands and results of linear layers (dt_proj, which the scan
+    takes along, apart), norms and activations are stored in bf16, and all else is float64."""
+    golden = {n[21:]: g for n, g in load_file(f"{folder}/vision_tiny_ref_fp64.safetensors").items() if n.startswith("grad_connected_total.")}
+    kept, plain, store = (F.linear, F.silu, F.gelu, F.layer_norm, rms), F.linear, Stored.apply
+    F.linear = lambda x, w, b=None: plain(x, w, b) if w.shape == (64, 2) else store(plain(store(x), store(w), b))
+    F.silu, F.gelu, F.layer_norm, globals()["rms"] = [lambda *a, f=f: store(f(*a)) for f in kept[1:]]
+    sums = dict.fromkeys(golden, 0)
+    for seed in range(seeds):
+        torch.manual_seed(seed)
+        p = {n: t.clone().requires_grad_() if n in golden else t for n, t in V.items()}
+        y, taps = vim(p, images)
+        (divergence(y, v_logits) + 3 * bridge(lambda n, *_: p[n], taps, v_taps, middle, 32, map="softmax")).backward()
+        for n, g in golden.items():
+            sums[n] += ((p[n].grad - g).norm() / g.norm()) ** 2 / seeds
+    F.linear, F.silu, F.gelu, F.layer_norm, globals()["rms"] = kept
+    return {n: s.sqrt() for n, s in sums.items()}
+
+
+error = error_of_bf16(16)
+save_file({"error": torch.stack([error[n] for n in sorted(error)])}, noise, metadata=dict(names=json.dumps(sorted(error))))
 save_file({n: t.detach().contiguous() for n, t in out.items()}, target, metadata=dict(names=json.dumps(meta)))
 print(len(meta), "cases")
