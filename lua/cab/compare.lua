@@ -42,14 +42,16 @@ end
 ---@return boolean
 function M.is(value) return getmetatable(value) == Comparison end
 
--- Whether a run has the loss term that an override speaks of, as "stages.1.loss.align.weight=3".
-local function has_term(run, text)
-  local stage, term = text:match "^stages%.(%d+)%.loss%.([%w_]+)"
-  local s = run.recipe.resolved.stages[math.tointeger(tonumber(stage))]
+-- Whether a run has the stage and the loss term that an override speaks of, as "stages.1.loss.align.weight=3"; nil of another override.
+local function has_part(run, text)
+  local stage = text:match "^stages%.(%d+)%."
+  local term = text:match "^stages%.%d+%.loss%.([%w_]+)"
+  local s = stage and run.recipe.resolved.stages[math.tointeger(tonumber(stage))]
+  if not stage or (s and not term) then return stage and true end
   return s ~= nil and s.loss[term] ~= nil
 end
 
---- Overrides for all runs; one that fits none of them is a fault, one on a loss term goes to the runs that have it.
+--- Overrides for all runs; one that fits none of them is a fault, one on a stage or a loss term goes to the runs that have it.
 ---@param runs table[] {recipe}
 ---@param texts string[]
 function M.override(runs, texts)
@@ -58,8 +60,8 @@ function M.override(runs, texts)
     for _, run in ipairs(runs) do
       local ok, e = pcall(run.recipe.override, run.recipe, { text })
       if ok then taken = true
-      elseif check.code(e) ~= 2 or not text:find("^stages%.%d+%.loss%.") then error(e, 0)
-      elseif not fault or has_term(run, text) then fault = e end -- of a run that has the term: it says what of it is wrong
+      elseif check.code(e) ~= 2 or has_part(run, text) == nil then error(e, 0)
+      elseif not fault or has_part(run, text) then fault = e end -- of a run that has the term: it says what of it is wrong
     end
     if not taken then error(fault, 0) end
   end

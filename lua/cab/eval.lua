@@ -104,6 +104,15 @@ function M.lengths(job, times)
   return rows
 end
 
+--- The student's perplexity at the end of a run, by length: {length, perplexity} up to eval.lengths training lengths; nil where that is 0.
+---@param job Job
+---@return table[]?
+function M.generalisation(job)
+  local o = job.recipe.eval
+  if o.lengths == 0 then return nil end
+  return require "cab.text".lengths(job.student, job.data:ids("test", o.tokens):to(job.device), { length = job.data.length, times = o.lengths })
+end
+
 --- The rows of M.lengths as a table to print.
 ---@param rows table[]
 ---@return string

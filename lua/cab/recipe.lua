@@ -53,6 +53,7 @@ local parts = {
     window  = { "integer", default = 0, min = 0 },              -- perplexity: ids a model sees at once, 0: a window of the data
     stride  = { "integer", default = 0, min = 0 },              -- ids from one window to the next, 0: a window
     tokens  = { "integer", default = 0, min = 0 },              -- of the test text, 0: all
+    lengths = { "integer", default = 0, min = 0 },              -- perplexity at the end, of windows up to so many training lengths, 0: none
     metrics = { "table", default = { "top1", "top5", "loss", "align" } },
     shares  = { "boolean", default = true },                    -- share of the gradient of each loss term
   },
@@ -197,6 +198,9 @@ function M.resolve(given)
     for _, name in ipairs(M.metrics) do ok = ok or name == metric end
     if not ok then check.usage("eval.metrics: " .. check.unknown("metric", metric, M.metrics)) end
   end
+  local times = r.eval.lengths
+  if times & (times - 1) ~= 0 then check.usage(("eval.lengths: %d is no power of 2"):format(times)) end
+  if times > 0 and r.data.kind ~= "text" then check.usage "eval.lengths is of text, the data are images" end
   for _, key in ipairs { "data", "teacher", "student" } do
     local spec = r[key]
     if spec then

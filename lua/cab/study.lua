@@ -17,7 +17,8 @@ local schema = {
   arms    = { "table", required = true },                     -- { name =, set = { "key=value" }, and fields in place of the base's }
   vary    = { "table", default = {} },                        -- key -> list of values: ["data.fraction"] = { 0.01, 0.1 }
   seeds   = { "table", default = { 0, 1, 2 } },
-  metric  = { "string", default = "top1", one_of = { "top1", "top5", "loss", "perplexity" } }, -- of the last evaluation
+  metric  = { "string", default = "top1", one_of = { "top1", "top5", "loss", "perplexity", "lengths" } }, -- of the last evaluation;
+  -- lengths: perplexity of windows of l, 2 l .. tokens, up to the recipe's eval.lengths training lengths l, a row each
   against = { "string", default = "" },                       -- an arm that the others are compared with, seed by seed
 }
 M.schema = schema -- for cab.reference
@@ -78,6 +79,23 @@ local function fields_of(base)
   return value.given
 end
 
+-- The table's columns: a value of `vary` each or, where the metric is `lengths`, each length that a run's windows have at the end.
+local function shown(self)
+  if self.metric ~= "lengths" then return self.columns end
+  local out, r = {}, self.runs[1].recipe.resolved
+  if r.eval.lengths == 0 then check.usage "study.metric is 'lengths': the base needs eval.lengths" end
+  for c, column in ipairs(self.columns) do
+    local length = r.data.length
+    while length <= r.data.length * r.eval.lengths do
+      local text = "length=" .. length
+      out[#out + 1] = { name = column.name == "" and text or column.name .. " " .. text, values = table.move(column.values, 1, #column.values, 2, { text }),
+        of = c, length = length }
+      length = 2 * length
+    end
+  end
+  return out
+end
+
 --- cab.study { base = "recipes/vim_fashion.lua", arms = { { name = "soft", stages = {...} }, { name = "w10", set = { "stages.1.loss.align.weight=10" } } },
 --- vary = { ["data.fraction"] = { 0.01, 0.1 } }, seeds = { 0, 1, 2 } }. Every run's recipe is checked here.
 ---@param given table
@@ -89,19 +107,20 @@ function M.study(given)
   local self = setmetatable({ about = o.about, arms = {}, columns = {}, metric = o.metric, against = o.against, runs = {}, name = "study" }, Study)
   for i, arm in ipairs(o.arms) do self.arms[i] = arm.name end
   for c, texts in ipairs(combinations(o.vary)) do
-    local shown = {}
-    for i, text in ipairs(texts) do shown[i] = short(text) end
-    self.columns[c] = { name = table.concat(shown, " "), values = texts }
+    local names = {}
+    for i, text in ipairs(texts) do names[i] = short(text) end
+    self.columns[c] = { name = table.concat(names, " "), values = texts }
     for _, arm in ipairs(o.arms) do
       for _, seed in ipairs(o.seeds) do
         if math.type(seed) ~= "integer" then check.usage(("study.seeds: %s is no integer"):format(tostring(seed))) end
-        local name = table.concat(table.move(shown, 1, #shown, 2, { arm.name }), "_") .. "_seed=" .. seed
+        local name = table.concat(table.move(names, 1, #names, 2, { arm.name }), "_") .. "_seed=" .. seed
         local list = table.move(texts, 1, #texts, 2, { "seed=" .. seed })
         self.runs[#self.runs + 1] = { name = name, arm = arm.name, column = c, seed = seed, recipe = recipe_of(base, arm, list) }
       end
     end
   end
   if #self.runs == 0 then check.usage "study.seeds is empty" end
+  self.shown = shown(self)
   return self
 end
 
@@ -110,11 +129,12 @@ end
 ---@return boolean
 function M.is(value) return getmetatable(value) == Study end
 
---- Overrides for all runs; one on a loss term goes to the runs that have it, one that fits none is a fault.
+--- Overrides for all runs; one on a stage or a loss term goes to the runs that have it, one that fits none is a fault.
 ---@param texts string[]
 ---@return Study itself
 function Study:override(texts)
   require "cab.compare".override(self.runs, texts)
+  self.shown = shown(self)
   return self
 end
 
@@ -211,16 +231,25 @@ end
 
 -- ---- reporting -------------------------------------------------------------------------------------------------------------
 
-local function value_of(self, run) return run.result and tonumber(run.result[self.metric]) end
+local function label(self) return self.metric == "lengths" and "perplexity" or self.metric end
+
+local function value_of(self, run, column)
+  if not column.length or not run.result then return run.result and tonumber(run.result[self.metric]) end
+  for _, row in ipairs(run.result.lengths or {}) do if row.length == column.length then return tonumber(row.perplexity) end end
+end
 
 -- arm -> column -> values by seed
 local function collect(self)
   local by = {}
   for _, name in ipairs(self.arms) do
     by[name] = {}
-    for c in ipairs(self.columns) do by[name][c] = {} end
+    for c in ipairs(self.shown) do by[name][c] = {} end
   end
-  for _, run in ipairs(self.runs) do by[run.arm][run.column][run.seed] = value_of(self, run) end
+  for _, run in ipairs(self.runs) do
+    for c, column in ipairs(self.shown) do
+      if (column.of or c) == run.column then by[run.arm][c][run.seed] = value_of(self, run, column) end
+    end
+  end
   return by
 end
 
@@ -244,7 +273,7 @@ end
 function Study:rows()
   local by, rows = collect(self), {}
   for _, arm in ipairs(self.arms) do
-    for c, column in ipairs(self.columns) do
+    for c, column in ipairs(self.shown) do
       local row = statistics.summary(listed(by[arm][c])) or { n = 0 }
       row.arm, row.column = arm, column.name
       if self.against ~= "" and arm ~= self.against then row.difference = statistics.summary(paired(by[arm][c], by[self.against][c])) end
@@ -264,7 +293,7 @@ local function table_of(self, rows)
       table.insert(lines[i], statistics.interval(r.difference))
     end
   end
-  local header = { "arm", #self.columns > 1 and "with" or "", self.metric .. " ± sd", "95 % interval", "runs" }
+  local header = { "arm", #self.shown > 1 and "with" or "", label(self) .. " ± sd", "95 % interval", "runs" }
   if self.against ~= "" then
     header[#header + 1] = "minus " .. self.against
     header[#header + 1] = "95 % interval"
@@ -277,7 +306,7 @@ local function csv_of(self, rows)
   local function number(x) return x and ("%.6g"):format(x) or "" end
   for _, r in ipairs(rows) do
     local d = r.difference or {}
-    out[#out + 1] = table.concat({ r.arm, r.column, self.metric, r.n, number(r.mean), number(r.sd), number(r.low), number(r.high), number(d.mean),
+    out[#out + 1] = table.concat({ r.arm, r.column, label(self), r.n, number(r.mean), number(r.sd), number(r.low), number(r.high), number(d.mean),
       number(d.low), number(d.high) }, ",")
   end
   return table.concat(out, "\n") .. "\n"
@@ -286,14 +315,14 @@ end
 -- The metric over the first varied key where that is a number with several values; else over the arms, a line a column.
 local function chart_of(self, rows)
   local list, by, tics = {}, {}, {}
-  local key = self.columns[1].values[1]
-  key = key and tonumber(key:match "=(.*)$") and #self.columns > 1 and key:match "^(.-)="
+  local key = self.shown[1].values[1]
+  key = key and tonumber(key:match "=(.*)$") and #self.shown > 1 and key:match "^(.-)="
   for _, r in ipairs(rows) do
     if r.n > 0 then
       local arm, x = 0, nil
       for i, name in ipairs(self.arms) do if name == r.arm then arm = i end end
-      for _, c in ipairs(self.columns) do if c.name == r.column and key then x = tonumber(c.values[1]:match "=(.*)$") end end
-      local name = key and (r.arm .. (r.column:match "^%S+(%s.*)$" or "")) or (r.column == "" and self.metric or r.column)
+      for _, c in ipairs(self.shown) do if c.name == r.column and key then x = tonumber(c.values[1]:match "=(.*)$") end end
+      local name = key and (r.arm .. (r.column:match "^%S+(%s.*)$" or "")) or (r.column == "" and label(self) or r.column)
       local s = by[name]
       if not s then
         s = { name = name, points = {}, band = {}, style = key and "linespoints" or "points" }
@@ -308,7 +337,7 @@ local function chart_of(self, rows)
   local labels = {}
   for text, x in pairs(tics) do labels[#labels + 1] = ("'%s' %.10g"):format(text, x) end
   table.sort(labels)
-  return #list > 0 and { title = self.about ~= "" and self.about or nil, x = key or "", y = self.metric .. ", mean and 95 % interval", series = list,
+  return #list > 0 and { title = self.about ~= "" and self.about or nil, x = key or "", y = label(self) .. ", mean and 95 % interval", series = list,
     logx = key ~= nil, xtics = labels }
 end
 

@@ -22,6 +22,11 @@ end
 ---@param job Job data, student, teacher
 function M.preflight(job)
   local data, student, teacher = job.data, job.student, job.teacher
+  local longest = job.recipe.eval.lengths * data.length
+  if data.tokens.test < longest then
+    check.fail(2, ("eval.lengths: %d times %d tokens are %d, the test text has %d"):format(job.recipe.eval.lengths, data.length, longest,
+      data.tokens.test), { id = "recipe" })
+  end
   for role, model in pairs { student = student, teacher = teacher } do
     same_tokenizer(job, role)
     if model.vocab < data.vocab then

@@ -419,7 +419,10 @@ function M.run(r, o)
     self.marked = core.now()
     while true do
       local whole, ended, step = pcall(loop, self, first)
-      if whole then return ended, step end
+      if whole then
+        self.lengths = not ended and evaluate.generalisation(self.job) or nil
+        return ended, step
+      end
       first = rewind(self, ended)
     end
   end)
@@ -447,7 +450,7 @@ function M.run(r, o)
   if self.job.data.close then self.job.data:close() end
   local result = { path = path, name = name, top1 = last.top1, top5 = last.top5, perplexity = last.perplexity,
     parameters = self.job.student:size(), loss = last.loss, r2 = last.r2, average = last.average,
-    best = self.best, best_step = self.best_step, steps = self.job.steps, seconds = seconds, images_per_second = not self.job.text and self.bar:rate() or nil,
+    lengths = self.lengths, best = self.best, best_step = self.best_step, steps = self.job.steps, seconds = seconds, images_per_second = not self.job.text and self.bar:rate() or nil,
     tokens_per_second = self.job.text and self.bar:rate() or nil,
     device = self.job.device, peak = memory.peak }
   if self.done then self.folder:json("result.json", runs.plain(result)) end

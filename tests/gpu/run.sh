@@ -12,7 +12,7 @@
 #   language     the language step and the SSD scan
 #   profile      time by kernel of one replayed step; PROFILE names precisions and stages of language (default: f32 tf32 bf16 align kl)
 # Logs go to ${OUT:-/tmp/gpu-out}/PART.log. Each part has a limit of time. Ends with a line for each; exit code 1 if one failed.
-# A folder .gpu with Lua and libraries for a machine without them (.gpu/lib, .gpu/share, .gpu/lua) is used if it is there.
+# Where Lua and its libraries are: tests/gpu/env.sh.
 # build-faults/: make B=build-faults OPT="-O2 -g -DCAB_FAULTS" CUDA_ARCH="-gencode arch=compute_90,code=sm_90 -DCAB_FAULTS"
 set -uo pipefail
 cd "$(dirname "$0")/../.."
@@ -22,16 +22,7 @@ cab=$PWD/build/cab
 summary=()
 failed=0
 
-if [ -d .gpu ]; then
-  export LD_LIBRARY_PATH=$PWD/.gpu/lib:${LD_LIBRARY_PATH:-}
-  export LUA_PATH="$PWD/.gpu/share/?.lua;$PWD/.gpu/share/?/init.lua;;" LUA_CPATH="$PWD/.gpu/lua/?.so;;"
-fi
-# cuBLAS: of the system, of the toolkit, or of PyTorch.
-if ! ldconfig -p | grep -q 'libcublasLt\.so'; then
-  for dir in /usr/local/cuda/lib64 $(python3 -c 'import nvidia, os; p = list(nvidia.__path__)[0]; print(*(os.path.join(p, d, "lib") for d in os.listdir(p)))' 2>/dev/null); do
-    ls "$dir"/libcublasLt.so* >/dev/null 2>&1 && export LD_LIBRARY_PATH=${LD_LIBRARY_PATH:-}:$dir
-  done
-fi
+. tests/gpu/env.sh
 nvcc=$(command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null)
 sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null)
 export sanitizer cab out
