@@ -88,10 +88,59 @@ describe("a study", function()
       it("is shipped, and every run of it is a valid recipe: " .. name, function()
         local s = core.loadfile("recipes/studies/" .. name)()
         assert.is_true(require "cab.study".is(s))
-        assert.is_true(#s.runs >= 20)
+        assert.is_true(#s.runs >= 12)
+        local images = 10000 -- of Fashion-MNIST; a share of each of its ten classes
+        for _, run in ipairs(s.runs) do
+          local r = run.recipe.resolved
+          if r.data.kind == "fashion" then assert.is_true(r.batch <= images * r.data.fraction, run.name) end
+        end
       end)
     end
   end
+
+  -- One seed of a shipped study on small models, for two steps.
+  local function small(file, texts)
+    local s, root = core.loadfile("recipes/studies/" .. file)(), process.folder()
+    s:override(texts)
+    local kept = {}
+    for _, run in ipairs(s.runs) do if run.seed == 0 then kept[#kept + 1] = run end end
+    s.runs = kept
+    local result = s:run { out = root, quiet = true }
+    os.execute("rm -rf " .. root)
+    assert.same({ {}, 0 }, { result.failed, result.missing })
+    return s, result.rows
+  end
+
+  it("of teachers of several sizes runs", function()
+    local s, rows = small("teacher_size.lua", { "teacher.weights=", "stages.1.steps=2", "student.dim=8", "student.depth=1", "teacher.depth=2",
+      "eval.metrics=[\"top1\"]", "data.fraction=0.02" })
+    assert.equal(6, #rows)
+    assert.same({ "bridge", "preset=large", 1 }, { rows[6].arm, rows[6].column, rows[6].n })
+    assert.same({ 32, 96 }, { s.runs[1].recipe.resolved.teacher.dim, s.runs[6].recipe.resolved.teacher.dim })
+  end)
+
+  it("of lengths runs once an arm and has a row a length", function()
+    local s, rows = small("lengths.lua", { "teacher.weights=", "teacher.depth=1", "stages.1.steps=2", "student.dim=8", "student.heads=2", "student.depth=1",
+      "student.state=4", "batch=2", "eval.lengths=4", "data.length=32", "eval.tokens=256" })
+    assert.equal(4, #s.runs)
+    assert.equal(12, #rows)
+    for _, row in ipairs(rows) do assert.is_true(row.n == 1 and row.mean > 1, row.arm .. row.column) end
+    assert.same({ "vanilla", "length=128" }, { rows[3].arm, rows[3].column })
+    assert.near(rows[3].mean, s.runs[1].result.lengths[3].perplexity, 1e-9)
+    assert.matches("eval.lengths: 3 is no power", refused(2, s.override, s, { "eval.lengths=3" }).message)
+    assert.matches("the base needs eval.lengths", refused(2, s.override, s, { "eval.lengths=0" }).message)
+  end)
+
+  it("takes an override of a stage where there is that stage", function()
+    local s = core.loadfile "recipes/studies/stopping.lua"()
+    s:override { "stages.2.steps=7" }
+    for _, run in ipairs(s.runs) do
+      local stages = run.recipe.resolved.stages
+      if stages[2] then assert.equal(7, stages[2].steps) else assert.equal(1000, stages[1].steps) end
+    end
+    assert.matches("unknown key '3'", refused(2, s.override, s, { "stages.3.steps=7" }).message)
+    assert.matches("did you mean 'steps'", refused(2, s.override, s, { "stages.2.stps=7" }).message)
+  end)
 end)
 
 describe("cab sweep", function()

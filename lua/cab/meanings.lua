@@ -47,6 +47,7 @@ return {
     window = "of text: ids that the model sees at once; 0: a window of the data",
     stride = "of text: ids from one window to the next; 0: a window",
     tokens = "of the test text at most; 0: all",
+    lengths = "of text: the student's perplexity once more at the end of the run, in windows of 1, 2, 4 .. so many windows of the data; 0: not",
     metrics = "what is written at each evaluation; `align`: the R2 of bridges",
     shares = "also the share of the student's gradient that each loss term has",
   },
@@ -89,7 +90,7 @@ return {
     arms = "a list of `{ name =, set = { \"key=value\" }, ... }`: overrides, and fields in place of the base's",
     vary = "key of the recipe -> list of values: every arm runs with each combination",
     seeds = "the recipe's `seed` of each repetition",
-    metric = "of the last evaluation: what the table has",
+    metric = "what the table has, of the last evaluation; `lengths`: a row for each length of a window, as `eval.lengths` measures them",
     against = "an arm that the others are compared with, seed by seed; \"\": none",
   },
   stop = {

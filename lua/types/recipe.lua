@@ -44,6 +44,7 @@
 ---@class cab.given.eval
 ---@field batch? integer 0: 250 images on the CPU, 512 on a GPU; of text, 8 windows (0)
 ---@field every? number|string between evaluations, in units as optim.warmup; 0: only at the end (0)
+---@field lengths? integer of text: the student's perplexity once more at the end of the run, in windows of 1, 2, 4 .. so many windows of the data; 0: not (0)
 ---@field metrics? table what is written at each evaluation; align: the R2 of bridges ({ "top1", "top5", "loss", "align" })
 ---@field shares? boolean also the share of the student's gradient that each loss term has (true)
 ---@field stride? integer of text: ids from one window to the next; 0: a window (0)
@@ -447,7 +448,7 @@
 ---@field against? string an arm that the others are compared with, seed by seed; "": none ("")
 ---@field arms table a list of { name =, set = { "key=value" }, ... }: overrides, and fields in place of the base's
 ---@field base string|cab.given.recipe a recipe file, or the fields of a recipe
----@field metric? "top1"|"top5"|"loss"|"perplexity" of the last evaluation: what the table has ("top1")
+---@field metric? "top1"|"top5"|"loss"|"perplexity"|"lengths" what the table has, of the last evaluation; lengths: a row for each length of a window, as eval.lengths measures them ("top1")
 ---@field seeds? table the recipe's seed of each repetition ({ 0, 1, 2 })
 ---@field vary? table key of the recipe -> list of values: every arm runs with each combination ({})
 
