@@ -172,6 +172,8 @@ describe("the teacher cache", function()
     for _ = 1, 2 do
       assert.are.equal(folder.read(live.path .. "/metrics.jsonl"), folder.read(run({ path = path, coding = "f32" }, change).path .. "/metrics.jsonl"))
     end
+    change.data = cab.data.fashion { fraction = 0.02, validation = 0.2 }
+    assert.are.equal(folder.read(run(nil, change).path .. "/metrics.jsonl"), folder.read(run({ path = path, coding = "f32" }, change).path .. "/metrics.jsonl"))
   end)
 
   for _, coding in ipairs { "f16", "bf16", "int8" } do

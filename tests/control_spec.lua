@@ -153,6 +153,46 @@ describe("an adaptive weight", function()
     local c = require "cab.charts".kinds.cosine { { name = "a", path = path } }
     assert.is_true(#c.series[1].points >= 4)
   end)
+  it("is decided on the validation images where there are some, and then no test image has a part in the run", function()
+    local function changed(test) -- the run with the test labels as they are, or all wrong
+      local given = { data = cab.data.fashion { fraction = 0.04, validation = 0.3 } }
+      if test then
+        local set = core.data.open { kind = "idx", images = "data/fashion-mnist/t10k-images-idx3-ubyte.gz", labels = "data/fashion-mnist/t10k-labels-idx1-ubyte.gz" }
+        local bytes = { ("\0\0\8\1"):sub(1, 4), (">I4"):pack(set:count()) }
+        for _, label in ipairs(set:labels():totable()) do bytes[#bytes + 1] = string.char((label + 1) % 10) end
+        core.write_file(root .. "/wrong", table.concat(bytes))
+        given.data = cab.data.idx { fraction = 0.04, validation = 0.3, root = "", mean = 0.2860, std = 0.3530,
+          train_images = "data/fashion-mnist/train-images-idx3-ubyte.gz", train_labels = "data/fashion-mnist/train-labels-idx1-ubyte.gz",
+          test_images = "data/fashion-mnist/t10k-images-idx3-ubyte.gz", test_labels = root .. "/wrong" }
+      end
+      local path = out()
+      local s = { { loss = { soft = 1, align = align { "adaptive", to = 2, watch = "plateau", patience = 1, delta = 0.5, factor = 0.5 } }, steps = 6 },
+        { loss = { vanilla = 1 }, steps = 8, stop = { top1 = 30 } } }
+      local result = recipe(s, given):run { out = path, quiet = true }
+      return path, result
+    end
+    local path, result = changed(false)
+    local other, wrong = changed(true)
+    local _, evals = rows(path)
+    local _, others = rows(other)
+    assert.equal(core.hash(path .. "/best.safetensors"), core.hash(other .. "/best.safetensors"))
+    local best = 0
+    for step, row in pairs(evals) do
+      assert.same(row.validation, others[step].validation)
+      assert.same(row.held_out, others[step].held_out)
+      assert.equal(120, row.validation.images)
+      best = math.max(best, row.validation.top1)
+    end
+    assert.is_false(evals[2].top1 == others[2].top1)
+    assert.equal(best, result.best)
+    assert.same({ result.steps, result.validation }, { wrong.steps, wrong.validation })
+    assert.matches("decided on 120 held%-out images", folder.read(path .. "/log.txt"))
+    local _, meta = core.load(path .. "/best.safetensors")
+    assert.near(best, tonumber(meta.validation_top1), 1e-3)
+    local plain = out()
+    recipe({ { loss = { vanilla = 1 }, steps = 1 } }):run { out = plain, quiet = true }
+    assert.matches("best weights are decided on the test data: data.validation is 0", folder.read(plain .. "/log.txt"))
+  end)
   it("asks for no tap any more once its term is stopped", function()
     local job = jobs.build(recipe(stages()).resolved)
     assert.is_not_nil(job.stages[1].teacher_taps)

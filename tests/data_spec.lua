@@ -441,6 +441,32 @@ describe("data.subset", function()
     assert.equal(1000, core.data.subset(labels_, 1, 0):size(1))
   end)
 
+  it("holds a share of each class out of what it takes, nested, and takes the same with and without", function()
+    local kept_before, held_before
+    for _, fraction in ipairs { 1, 0.5, 0.2, 0.1 } do
+      local kept, held = core.data.subset(labels_, fraction, 4, 0.25)
+      local whole, mark, size, count = core.data.subset(labels_, fraction, 4):totable(), {}, {}, {}
+      local function add(indices, before, what)
+        local set, last = {}, -1
+        for _, v in ipairs(indices:totable()) do
+          assert.is_true(v > last and not mark[v])
+          assert.is_true(not before or before[v], what)
+          last, mark[v], set[v] = v, what, true
+        end
+        return set
+      end
+      kept_before, held_before = add(kept, kept_before, "kept"), add(held, held_before, "held")
+      for _, v in ipairs(whole) do
+        local c = list[v + 1]
+        size[c], count[c] = (size[c] or 0) + 1, (count[c] or 0) + (mark[v] == "held" and 1 or 0)
+      end
+      for c, n in pairs(size) do assert.equal(n // 4, count[c]) end
+      assert.equal(#whole, kept:count() + held:count())
+    end
+    assert.equal(0, select(2, core.data.subset(labels_, 0.001, 4, 0.25)):count())
+    for _, h in ipairs { -0.1, 1, 0 / 0 } do assert.truthy(refused(core.data.subset, labels_, 1, 1, h).message:find "hold") end
+  end)
+
   it("refuses fractions outside (0, 1] and bad labels", function()
     for _, f in ipairs { 0, -1, 1.1, 0 / 0 } do assert.truthy(refused(core.data.subset, labels_, f, 1).message:find "fraction") end
     assert.truthy(refused(core.data.subset, core.tensor({ 0, -1 }, "i32"), 0.5, 1).message:find "label %-1")

@@ -120,7 +120,9 @@ double cab_loader_wait(const CabLoader *l);      /* seconds that next() waited f
 int64_t cab_loader_skipped(const CabLoader *l);
 int64_t cab_loader_warnings(const CabLoader *l); /* tolerated, over all images so far */
 
-/* Nested per class: the first ceil(fraction n) of a seeded permutation of each class, sorted. *out: cab_free. */
-CabStatus cab_subset(const int32_t *labels, int64_t count, double fraction, uint64_t seed, int32_t **out, int64_t *out_count);
+/* Nested per class: the first m = ceil(fraction n) of a seeded permutation of each class, floor(hold m) of them held out. *out has
+ * *out_count indices, sorted, and then the *out_held that are held out, sorted: cab_free. */
+CabStatus cab_subset(const int32_t *labels, int64_t count, double fraction, double hold, uint64_t seed, int32_t **out, int64_t *out_count,
+                     int64_t *out_held);
 
 #endif

@@ -179,21 +179,24 @@ static int set_image(lua_State *L) {
   return 2;
 }
 
-/* core.data.subset(labels i32[n], fraction, seed) -> i32 indices, sorted; smaller fractions of a seed lie in larger ones */
+/* core.data.subset(labels i32[n], fraction, seed, hold?) -> i32 indices, sorted, and those held out of them; smaller fractions of a
+ * seed lie in larger ones, both parts */
 static int subset(lua_State *L) {
   char text[160];
   CabTensor *labels = bind_check_tensor(L, 1);
   double fraction = bind_check_number(L, 2);
-  int64_t seed = lua_isnoneornil(L, 3) ? 0 : bind_check_int(L, 3), count;
+  double hold = lua_isnoneornil(L, 4) ? 0 : bind_check_number(L, 4);
+  int64_t seed = lua_isnoneornil(L, 3) ? 0 : bind_check_int(L, 3), count, held;
   if (labels->dtype != CAB_I32 || labels->rank != 1 || labels->storage->device != cab_cpu() || !cab_tensor_contiguous(labels))
     bind_arg_error(L, 1, "expected contiguous i32[n] on the cpu, got %s", cab_shape_text(labels, text));
   Hold *h = bind_new_hold(L);
   int32_t *chosen;
-  BIND_TRY(L, cab_subset(cab_tensor_data(labels), labels->shape[0], fraction, (uint64_t)seed, &chosen, &count));
+  BIND_TRY(L, cab_subset(cab_tensor_data(labels), labels->shape[0], fraction, hold, (uint64_t)seed, &chosen, &count, &held));
   h->memory = chosen;
   bind_push_ints(L, chosen, count);
+  bind_push_ints(L, chosen + count, held);
   hold_release(h);
-  return 1;
+  return 2;
 }
 
 void bind_data_class(lua_State *L, const char *meta, const char *shown, lua_CFunction close, const luaL_Reg *methods) {

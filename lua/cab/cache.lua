@@ -1,7 +1,7 @@
 --- The teacher's taps and logits of all training images, computed once and read back by every run that wants them: the teacher's
 --- weights need not be in memory then. Files stand in PATH/KEY/, KEY a hash of the teacher, the data and its transform; one for
 --- each tap, layer and coding, with a checksum in each row, so runs share what they have in common. Row i is training image i of the
---- data in use, in the order of the files; `test` holds the first test images, for R2.
+--- data in use, in the order of the files; `test` and `validation` hold the first images of those, for R2 and decisions.
 local core = require "cab.core"
 local check = require "cab.check"
 local options = require "cab.options"
@@ -77,7 +77,8 @@ function M.open(r, data)
   local text = identity(r, data)
   local self = setmetatable({ coding = r.cache.coding, live = r.cache.live, identity = text, batch = r.batch, readers = {},
     path = ("%s/%s"):format(r.cache.path, core.hash(nil, text)), data = data }, Cache)
-  self.counts = { train = data.count.train, test = math.min(BATCH, data.count.test) }
+  self.counts = { train = data.count.train, test = math.min(BATCH, data.count.test),
+    validation = data.count.validation and math.min(BATCH, data.count.validation) }
   local bytes = lfs.attributes(self.path .. "/manifest.json", "mode") and folders.read(self.path .. "/manifest.json")
   self.manifest = bytes and check.decode(bytes) or nil
   if bytes and (type(self.manifest) ~= "table" or type(self.manifest.options) ~= "table") then
@@ -108,7 +109,7 @@ function Cache:plan(job)
   end
   self.taps, self.files = names, {}
   local function add(name, layer, tokens, width)
-    for _, split in ipairs { "train", "test" } do
+    for _, split in ipairs(options.names(self.counts)) do
       local coding = name == "logits" and "f32" or self.coding
       table.insert(self.files, { name = name, layer = layer, split = split, form = { tokens = tokens, width = width, coding = coding } })
     end
@@ -252,7 +253,7 @@ function Cache:fill(job, say)
       core.write_file(self.path .. "/manifest.json", core.json_encode { identity = self.identity, options = job.teacher.options } .. "\n")
     end
     local begun, told = core.now(), core.now()
-    for _, split in ipairs { "train", "test" } do
+    for _, split in ipairs(options.names(self.counts)) do
       local files = {}
       for _, f in ipairs(missing) do if f.split == split then files[#files + 1] = f end end
       if #files > 0 then
@@ -305,11 +306,14 @@ function Cache:take(feed, at)
   self.now = read(self.train, rows_of(self, feed, at * self.batch, self.batch))
 end
 
---- Calls f with the taps and logits of the first test images at hand. @param count integer at most self.counts.test
-function Cache:with_test(count, f)
+--- Calls f with the taps and logits of the first images of a split at hand.
+---@param split string "test" or "validation"
+---@param count integer at most self.counts[split]
+---@param f function
+function Cache:with(split, count, f)
   local before, rows = self.now, {}
   for i = 1, count do rows[i] = i - 1 end
-  self.now = read(buffers(self, count, "test"), rows)
+  self.now = read(buffers(self, count, split), rows)
   local ok, e = pcall(f)
   self.now = before
   if not ok then error(e, 0) end

@@ -1,6 +1,7 @@
 --- What changes a run while it runs, at its evaluations: stages that end when a condition holds (`stop`), and terms of weight
 --- { "adaptive" } that are lowered, and at last stopped, when they no longer help. Decisions are functions of the weights and of a
---- fixed held-out batch, the first of the test images; their state is in the checkpoint, so a resumed run decides alike.
+--- fixed batch that is not trained on: the first of data.validation where that is given, otherwise the first of the test images, which
+--- then have a part in what they measure. Their state is in the checkpoint, so a resumed run decides alike.
 local core = require "cab.core"
 local options = require "cab.options"
 local M = {}
@@ -140,7 +141,8 @@ local function ended(job, stage, number, found, row)
   local loss, r2 = found.loss[name], found.r2[name]
   if c.below and loss and loss < c.below then return ("the held-out loss of %s is %.4g, below %.4g"):format(name, loss, c.below) end
   if c.r2 and r2 and r2 >= c.r2 then return ("R2 of %s is %.3f, at least %.3f"):format(name, r2, c.r2) end
-  if c.top1 and row.top1 and row.top1 >= c.top1 then return ("top-1 is %.2f, at least %.2f"):format(row.top1, c.top1) end
+  local top1 = (row.validation or row).top1
+  if c.top1 and top1 and top1 >= c.top1 then return ("top-1 is %.2f, at least %.2f"):format(top1, c.top1) end
   if c.plateau and loss then
     local all, key = job.control.stages, tostring(number)
     all[key] = all[key] or { bad = 0 }
@@ -164,7 +166,8 @@ function M.update(job, step, row)
   local stage, number = job:stage(step)
   if not M.wanted(stage) then return {} end
   local said, found = {}, { mean = {} }
-  require "cab.eval".held_out(job, function(images, labels)
+  local evaluate = require "cab.eval"
+  evaluate.held_out(job, evaluate.deciding(job), function(images, labels)
     found.loss, found.r2 = values(job, stage, images, labels)
     for _, term in ipairs(stage.terms) do
       if term.schedule and term.schedule.kind == "adaptive" and #stage.terms > 1 then

@@ -13,6 +13,7 @@ M.options = {
   train     = { "string|table", default = "data/austen/persuasion.txt.gz" }, -- a file or a list: .txt, .jsonl, either .gz, or a token file
   test      = { "string|table", default = "" },                 -- "": the last `holdout` of the training windows
   holdout   = { "number", default = 0.05, min = 0, max = 0.9 }, -- share
+  validation = { "number", default = 0, min = 0, max = 0.9 },   -- share of the training windows, their last, held out of training
   tokenizer = { "string|table", default = "gpt2" },             -- as cab.tokenizer.open takes it
   field     = { "string", default = "text" },                   -- of each line of a .jsonl file
   length    = { "integer", default = 1024, min = 2, max = 1 << 24 }, -- ids of a window
@@ -80,8 +81,8 @@ end
 ---@field vocab integer ids are below
 ---@field ending integer? id that ends documents
 ---@field length integer ids of a window
----@field count table windows of train and test
----@field tokens table ids of train and test
+---@field count table windows of train, validation (nil: none) and test
+---@field tokens table ids of them
 ---@field tokenizer userdata
 local Data = {}
 Data.__index = Data
@@ -207,6 +208,16 @@ function M.build(spec, device)
     local first = self.count.train * self.length
     self.parts = { train = { tokens = train, first = 0 }, test = { tokens = train, first = first } }
     self.tokens = { train = first, test = total - first }
+  end
+  if spec.validation > 0 then
+    local held = math.floor(self.count.train * spec.validation + 1e-9)
+    if held < 1 then
+      check.fail(2, ("data.validation: a share of %g of %d training windows is none: give a larger share, or more text"):format(spec.validation,
+        self.count.train), { id = "validation" })
+    end
+    self.count.train, self.count.validation = self.count.train - held, held
+    self.tokens.train = self.count.train * self.length
+    self.parts.validation, self.tokens.validation = { tokens = train, first = self.tokens.train }, held * self.length
   end
   if self.count.train < 1 then too_short("train", total, self.length) end
   if self.count.test < 1 and (spec.test ~= "" or spec.holdout > 0) then too_short("test", self.tokens.test, self.length) end

@@ -10,7 +10,8 @@ local share, positive = { "number", default = 0, min = 0, max = 1 }, { "number",
 
 local shared = {
   fraction  = { "number", default = 1, min = 0, max = 1 },  -- of the training images of each class
-  seed      = { "integer", default = 0, min = 0 },           -- of the fraction: the same images for every method
+  seed      = { "integer", default = 0, min = 0 },           -- of fraction and validation: the same images for every method
+  validation = { "number", default = 0, min = 0, max = 0.9 }, -- share of those images of each class that is held out of training, rounded down
   list      = { "string", default = "" },                    -- a file of `cab data subset`: the training images
   flip      = { "boolean", default = false },                -- mirrored left-right with probability 1/2
   pad       = { "integer", default = 0, min = 0, max = 64 }, -- random crop after padding each side by so many pixels
@@ -165,7 +166,7 @@ end
 ---@field classes integer
 ---@field channels integer
 ---@field size integer side of an image in pixels
----@field count table train and test images in use
+---@field count table train, validation (nil: none) and test images in use
 local Data = {}
 Data.__index = Data
 
@@ -251,9 +252,9 @@ function Data:normalise(images)
   return images:to("f32") * self.scale + self.shift
 end
 
---- A pass over a split. Training batches all have `batch` images (the rest of an epoch is left out); test batches end short, and
---- those in_order.
----@param split string "train" or "test"
+--- A pass over a split. Training batches all have `batch` images (the rest of an epoch is left out); others end short, and those
+--- in_order.
+---@param split string "train", "validation" or "test"
 ---@param options table batch, seed, epoch (0-based), start (batches to leave out), dtype ("u8": bytes, not normalised), part and parts
 --- (from 0: of several ranks, rows of every training batch, every parts-th test batch),
 --- in_order (of training images: not shuffled, each once)
@@ -262,7 +263,7 @@ function Data:loader(split, options)
   local train, spec = split == "train", self.spec
   local shuffled = train and not options.in_order
   local o = {
-    dataset = self.sets[split], indices = self.indices[split], batch = options.batch, seed = options.seed or 0,
+    dataset = self.sets[split == "validation" and "train" or split], indices = self.indices[split], batch = options.batch, seed = options.seed or 0,
     epoch = options.epoch or 0, shuffle = shuffled, start = options.start or 0, threads = spec.threads,
     transform = transform(self, split, options.dtype), drop_last = shuffled, on_bad = spec.on_bad, tolerant = spec.tolerant,
   }
@@ -348,14 +349,31 @@ local function read_list(path, set)
   return core.tensor(picked, "i32")
 end
 
--- Which training images: those of a list, of a fraction, or all (nil).
+-- Which images to train on: those of a list, of a fraction, or all (nil); and of them those that are held out (nil: none).
 local function choose(self)
   local spec, set = self.spec, self.sets.train
-  if spec.list ~= "" then
-    if spec.fraction < 1 then check.usage("data.list and data.fraction exclude each other: make a list of that fraction") end
-    return read_list(spec.list, set)
+  local listed = spec.list ~= "" and read_list(spec.list, set)
+  if listed and spec.fraction < 1 then check.usage("data.list and data.fraction exclude each other: make a list of that fraction") end
+  if spec.validation == 0 and (listed or spec.fraction == 1) then return listed or nil end
+  local labels = set:labels()
+  if listed then
+    local all, some = labels:totable(), {}
+    for i, record in ipairs(listed:totable()) do some[i] = all[record + 1] end
+    labels = core.tensor(some, "i32")
   end
-  return spec.fraction < 1 and core.data.subset(set:labels(), spec.fraction, spec.seed) or nil
+  local kept, held = core.data.subset(labels, spec.fraction, spec.seed, spec.validation)
+  if spec.validation == 0 then return kept end
+  if held:count() == 0 then
+    check.fail(2, ("data.validation: a share of %g of %d training images in %d classes is none of any class: give a larger share, or more images"):format(
+      spec.validation, kept:count(), self.classes), { id = "validation" })
+  end
+  local function records(indices)
+    if not listed then return indices end
+    local all, out = listed:totable(), {}
+    for i, at in ipairs(indices:totable()) do out[i] = all[at + 1] end
+    return core.tensor(out, "i32")
+  end
+  return records(kept), records(held)
 end
 
 -- What a run should say about its data.
@@ -390,10 +408,12 @@ function M.build(spec, device)
   self.std = check.per_channel(spec.std or def.std, self.channels, "data.std")
   self.device = core.device(device or "cpu")
   if self.device ~= "cpu" then affine(self) end
-  self.indices = { train = choose(self) }
+  self.indices = {}
+  self.indices.train, self.indices.validation = choose(self)
   self.notes = notes(self)
   self.count = {
     train = self.indices.train and self.indices.train:count() or self.sets.train:count(),
+    validation = self.indices.validation and self.indices.validation:count(),
     test = self.sets.test:count(),
   }
   return self

@@ -1,4 +1,5 @@
---- Accuracy, loss and bridge fit on the test images; perplexity on the test text.
+--- Accuracy, loss and bridge fit on the test images; perplexity on the test text; the same on what is held out of training, where
+--- something is: then that decides, and the test data only tell.
 local core = require "cab.core"
 local check = require "cab.check"
 local dist = require "cab.dist"
@@ -44,14 +45,20 @@ local function fit_batch(job)
   return batch == 0 and 100 or math.min(batch, 100)
 end
 
---- Calls f(images, labels) with the first test batch, on which fits are measured, and its targets at hand.
+--- The split that a run's decisions are made on: "validation" where the data have one, otherwise "test".
 ---@param job Job
+---@return string
+function M.deciding(job) return job.data.count.validation and "validation" or "test" end
+
+--- Calls f(images, labels) with the first batch of a split that is not trained on, and its targets at hand.
+---@param job Job
+---@param split string "validation" or "test"
 ---@param f fun(images: any, labels: any)
-function M.held_out(job, f)
-  local loader <close> = job.data:loader("test", { batch = fit_batch(job) })
+function M.held_out(job, split, f)
+  local loader <close> = job.data:loader(split, { batch = fit_batch(job) })
   local scope <close> = core.scope() -- luacheck: ignore scope
   local images, labels = loader:next()
-  if job.cache then job.cache:with_test(images:size(1), function() f(images, labels) end) else f(images, labels) end
+  if job.cache then job.cache:with(split, images:size(1), function() f(images, labels) end) else f(images, labels) end
 end
 
 --- R2 of each strategy that fits targets, on the first test batch.
@@ -61,7 +68,7 @@ end
 ---@return table name -> R2 by student layer, as text
 function M.fits(job, stage)
   local out, layers = {}, {}
-  M.held_out(job, function(images, labels)
+  M.held_out(job, "test", function(images, labels)
     core.no_grad(function()
       for _, term in ipairs(job:losses(stage, images, labels)) do
         local m = term.strategy:metrics()
@@ -78,10 +85,11 @@ end
 --- Perplexity of the test text by the student as it is, or another model, by the recipe's eval.window and eval.stride.
 ---@param job Job
 ---@param model? table
+---@param split? string "test"
 ---@return table as text.perplexity
-function M.perplexity(job, model)
+function M.perplexity(job, model, split)
   local o, data = job.recipe.eval, job.data
-  local ids = data:ids("test", o.tokens)
+  local ids = data:ids(split or "test", o.tokens)
   local window = o.window > 0 and o.window or data.length
   return require "cab.text".perplexity(model or job.student, ids:to(job.device),
     { window = window, stride = o.stride > 0 and o.stride or window, batch = o.batch > 0 and o.batch or nil, together = true })
@@ -123,29 +131,40 @@ function M.lengths_table(rows)
   return require "cab.report".table({ "tokens of a window", "student's perplexity", "teacher's", "tokens counted" }, lines)
 end
 
--- What the recipe's eval.metrics name, of the student as it is.
-local function measured(job, wanted)
+-- What the recipe's eval.metrics name, of the student as it is on a split.
+local function measured_on(job, wanted, split)
   if job.text then
-    local row = M.perplexity(job)
+    local row = M.perplexity(job, nil, split)
     row.score = -row.loss
     return row
   end
-  local all = M.classify(job.student, job.data, { batch = job.recipe.eval.batch })
+  local all = M.classify(job.student, job.data, { batch = job.recipe.eval.batch, split = split })
   return { top1 = all.top1, top5 = wanted.top5 and all.top5 or nil, loss = wanted.loss and all.loss or nil, images = all.images,
     seconds = all.seconds, score = all.top1, complaints = all.complaints }
 end
 
---- The evaluation of a training job. `score` is what the best weights have most of.
+-- The same of the test data, and of what is held out, whose score it then has.
+local function measured(job, wanted)
+  local row = measured_on(job, wanted, "test")
+  if M.deciding(job) == "validation" then
+    local held = measured_on(job, wanted, "validation")
+    row.score, row.seconds, row.complaints = held.score, row.seconds + held.seconds, row.complaints or held.complaints
+    row.validation = { top1 = held.top1, loss = held.loss, perplexity = held.perplexity, images = held.images, tokens = held.tokens }
+  end
+  return row
+end
+
+--- The evaluation of a training job. `score` is what the best weights have most of, on the validation images where there are some.
 ---@param job Job
 ---@param stage table
----@return table row {top1, top5, loss, images, seconds, score, average?, r2?}; of text {perplexity, loss, tokens, window, stride, ...}
+---@return table row {top1, top5, loss, images, seconds, score, validation?, average?, r2?}; of text {perplexity, loss, tokens, window, stride, ...}
 function M.job(job, stage)
   local r, wanted = job.recipe, {}
   for _, name in ipairs(r.eval.metrics) do wanted[name] = true end
   local row = measured(job, wanted)
   if r.optim.ema > 0 then
     local average = job:averaged(function() return measured(job, wanted) end)
-    row.average = { top1 = average.top1, top5 = average.top5, loss = average.loss, perplexity = average.perplexity }
+    row.average = { top1 = average.top1, top5 = average.top5, loss = average.loss, perplexity = average.perplexity, validation = average.validation }
     row.score = average.score
   end
   if wanted.align and job.pairs then
@@ -163,6 +182,8 @@ function M.words(row)
   local parts = { row.perplexity and ("perplexity %.2f"):format(row.perplexity) or ("top1 %.2f"):format(row.top1) }
   if row.top5 then parts[#parts + 1] = ("top5 %.2f"):format(row.top5) end
   if row.loss then parts[#parts + 1] = ("loss %.4f"):format(row.loss) end
+  local held = row.validation
+  if held then parts[#parts + 1] = held.perplexity and ("held out %.2f"):format(held.perplexity) or ("held out top1 %.2f"):format(held.top1) end
   if row.average then parts[#parts + 1] = "average " .. M.words(row.average)[1] end
   if row.layer_map then -- each student layer's largest share
     local chosen = {}
@@ -182,8 +203,9 @@ end
 ---@return string
 ---@return number
 function M.known(job, score)
-  if job.text then return "perplexity", math.exp(-score) end
-  return "top1", score
+  local prefix = M.deciding(job) == "validation" and "validation_" or ""
+  if job.text then return prefix .. "perplexity", math.exp(-score) end
+  return prefix .. "top1", score
 end
 
 return M

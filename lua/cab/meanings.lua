@@ -95,7 +95,7 @@ return {
   },
   stop = {
     of = "the term that is looked at; default: the stage's only one",
-    below = "its held-out loss falls below this",
+    below = "its loss on held-out data (`data.validation`; without it, on the first test batch) falls below this",
     r2 = "its R2 reaches this",
     plateau = "so many evaluations in a row in which its held-out loss does not fall by `delta`",
     delta = "as a share of the best",
@@ -128,7 +128,8 @@ return {
   },
   data = {
     fraction = "of the training images of each class; nested: 5 % is part of 10 %",
-    seed = "of the fraction: the same images for every method",
+    seed = "of fraction and validation: the same images for every method",
+    validation = "share of those images of each class, rounded down, that is held out of training; best weights, adaptive weights and ends of stages are then decided on them and not on the test images; what a smaller fraction holds out, a larger does too",
     list = "a file of `cab data subset`: the training images",
     flip = "mirrored left-right with probability 1/2",
     pad = "random crop after padding each side by so many pixels",
@@ -167,6 +168,7 @@ return {
     train = "a file or a list: .txt, .jsonl, either .gz, or a token file; default: an embedded novel",
     test = "\"\": the last `holdout` of the training windows",
     holdout = "share of the windows that are for tests",
+    validation = "share of the training windows, the last of them, that is held out of training; decides as `validation` of images does",
     tokenizer = "`gpt2`, `phi`, `gpt2:MERGES`, a file or a model folder",
     field = "of each line of a .jsonl file",
     length = "ids of a window",

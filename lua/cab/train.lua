@@ -341,6 +341,10 @@ local function introduce(self)
   for _, text in ipairs(dist.notes(job.recipe, job.device)) do self:say(text) end
   if job.fallback then self.folder:log("no GPU: " .. job.fallback) end
   for _, note in ipairs(job.notes) do self:say(note) end
+  local held, decided = job.data.count.validation, "best weights"
+  for _, stage in ipairs(job.stages) do if control.wanted(stage) then decided = "best weights, adaptive weights and ends of stages" end end
+  self:say(held and ("%s are decided on %d held-out %s"):format(decided, held, job.text and "rows" or "images")
+    or ("%s are decided on the test data: data.validation is 0"):format(decided))
 end
 
 -- Steps first+1 .. last. True if a signal (or stop_after) ended them early.
@@ -369,7 +373,8 @@ end
 ---@class RunResult
 ---@field path string run folder
 ---@field top1? number of the last evaluation; of text, perplexity
----@field best number best top1; of text, the best evaluation's loss, negative
+---@field validation? table the same on what data.validation holds out
+---@field best number best top1, of the held-out images where there are some; of text, the best evaluation's loss, negative
 ---@field steps integer
 ---@field seconds number
 ---@field device string "cpu", "cuda:0"
@@ -448,7 +453,7 @@ function M.run(r, o)
   if stopped then check.fail(75, ("stopped after step %d; go on with --resume --out %s"):format(at, path), { id = "stopped" }) end
   local last, seconds = self.last or {}, self.spent + core.now() - self.begun
   if self.job.data.close then self.job.data:close() end
-  local result = { path = path, name = name, top1 = last.top1, top5 = last.top5, perplexity = last.perplexity,
+  local result = { path = path, name = name, validation = last.validation, top1 = last.top1, top5 = last.top5, perplexity = last.perplexity,
     parameters = self.job.student:size(), loss = last.loss, r2 = last.r2, average = last.average,
     lengths = self.lengths, best = self.best, best_step = self.best_step, steps = self.job.steps, seconds = seconds, images_per_second = not self.job.text and self.bar:rate() or nil,
     tokens_per_second = self.job.text and self.bar:rate() or nil,

@@ -186,7 +186,7 @@
 ---@field pad? integer random crop after padding each side by so many pixels (0)
 ---@field repeats? integer of each image in an epoch, which then has that much fewer (1)
 ---@field root string the folder of the files
----@field seed? integer of the fraction: the same images for every method (0)
+---@field seed? integer of fraction and validation: the same images for every method (0)
 ---@field size? integer side in pixels; default: as in the files
 ---@field std? number|table the same, the deviation
 ---@field switch? number probability of cutmix where both are on (0.5)
@@ -194,6 +194,7 @@
 ---@field threads? integer loader threads; any number gives the same batches (1)
 ---@field tolerant? boolean warnings of image decoders are counted, not errors (false)
 ---@field train? table the folder, or files, of the training split ({ "data_batch_1.bin", "data_batch_2.bin", "data_batch_3.bin", "data_batch_4.bin", "data_batch_5.bin" })
+---@field validation? number share of those images of each class, rounded down, that is held out of training; best weights, adaptive weights and ends of stages are then decided on them and not on the test images; what a smaller fraction holds out, a larger does too (0)
 
 ---@class cab.given.data.fashion
 ---@field augment? string RandAugment as timm writes it, rand-m9-mstd0.5-inc1, or 3-augment ("")
@@ -209,12 +210,13 @@
 ---@field pad? integer random crop after padding each side by so many pixels (0)
 ---@field repeats? integer of each image in an epoch, which then has that much fewer (1)
 ---@field root? string the folder of the files ("data/fashion-mnist")
----@field seed? integer of the fraction: the same images for every method (0)
+---@field seed? integer of fraction and validation: the same images for every method (0)
 ---@field size? integer side in pixels; default: as in the files
 ---@field std? number|table the same, the deviation
 ---@field switch? number probability of cutmix where both are on (0.5)
 ---@field threads? integer loader threads; any number gives the same batches (1)
 ---@field tolerant? boolean warnings of image decoders are counted, not errors (false)
+---@field validation? number share of those images of each class, rounded down, that is held out of training; best weights, adaptive weights and ends of stages are then decided on them and not on the test images; what a smaller fraction holds out, a larger does too (0)
 
 ---@class cab.given.data.folder
 ---@field augment? string RandAugment as timm writes it, rand-m9-mstd0.5-inc1, or 3-augment ("")
@@ -237,7 +239,7 @@
 ---@field repeats? integer of each image in an epoch, which then has that much fewer (1)
 ---@field root string the folder of the files
 ---@field scale? table smallest and largest share of the area, where crop is resized ({ 0.08, 1 })
----@field seed? integer of the fraction: the same images for every method (0)
+---@field seed? integer of fraction and validation: the same images for every method (0)
 ---@field size? integer side in pixels; default: as in the files
 ---@field std? number|table the same, the deviation
 ---@field switch? number probability of cutmix where both are on (0.5)
@@ -245,6 +247,7 @@
 ---@field threads? integer loader threads; any number gives the same batches (1)
 ---@field tolerant? boolean warnings of image decoders are counted, not errors (false)
 ---@field train? string the folder, or files, of the training split ("train")
+---@field validation? number share of those images of each class, rounded down, that is held out of training; best weights, adaptive weights and ends of stages are then decided on them and not on the test images; what a smaller fraction holds out, a larger does too (0)
 
 ---@class cab.given.data.idx
 ---@field augment? string RandAugment as timm writes it, rand-m9-mstd0.5-inc1, or 3-augment ("")
@@ -260,7 +263,7 @@
 ---@field pad? integer random crop after padding each side by so many pixels (0)
 ---@field repeats? integer of each image in an epoch, which then has that much fewer (1)
 ---@field root? string put before the four names; "": none ("")
----@field seed? integer of the fraction: the same images for every method (0)
+---@field seed? integer of fraction and validation: the same images for every method (0)
 ---@field size? integer side in pixels; default: as in the files
 ---@field std? number|table the same, the deviation
 ---@field switch? number probability of cutmix where both are on (0.5)
@@ -270,6 +273,7 @@
 ---@field tolerant? boolean warnings of image decoders are counted, not errors (false)
 ---@field train_images string IDX file, may be .gz
 ---@field train_labels string IDX file, may be .gz
+---@field validation? number share of those images of each class, rounded down, that is held out of training; best weights, adaptive weights and ends of stages are then decided on them and not on the test images; what a smaller fraction holds out, a larger does too (0)
 
 ---@class cab.given.data.imagenet
 ---@field augment? string RandAugment as timm writes it, rand-m9-mstd0.5-inc1, or 3-augment ("")
@@ -292,7 +296,7 @@
 ---@field repeats? integer of each image in an epoch, which then has that much fewer (1)
 ---@field root? string the folder of the files ("data/imagenet")
 ---@field scale? table smallest and largest share of the area, where crop is resized ({ 0.08, 1 })
----@field seed? integer of the fraction: the same images for every method (0)
+---@field seed? integer of fraction and validation: the same images for every method (0)
 ---@field size? integer side in pixels; default: as in the files
 ---@field std? number|table the same, the deviation
 ---@field switch? number probability of cutmix where both are on (0.5)
@@ -300,6 +304,7 @@
 ---@field threads? integer loader threads; any number gives the same batches (1)
 ---@field tolerant? boolean warnings of image decoders are counted, not errors (false)
 ---@field train? string the folder, or files, of the training split ("train")
+---@field validation? number share of those images of each class, rounded down, that is held out of training; best weights, adaptive weights and ends of stages are then decided on them and not on the test images; what a smaller fraction holds out, a larger does too (0)
 
 ---@class cab.given.data.text
 ---@field ending? integer id that ends documents in such files; -1: the tokenizer's (-1)
@@ -310,6 +315,7 @@
 ---@field test? string|table "": the last holdout of the training windows ("")
 ---@field tokenizer? string|table gpt2, phi, gpt2:MERGES, a file or a model folder ("gpt2")
 ---@field train? string|table a file or a list: .txt, .jsonl, either .gz, or a token file; default: an embedded novel ("data/austen/persuasion.txt.gz")
+---@field validation? number share of the training windows, the last of them, that is held out of training; decides as validation of images does (0)
 ---@field vocab? integer of token files that do not say; 0: the tokenizer's (0)
 
 ---@class cab.given.models.gpt2
