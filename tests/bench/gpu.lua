@@ -1,4 +1,4 @@
--- gpu.lua [ceilings] [kernels] [ssd] [bridge] [step] [step128] [forward] [language] [peer]: the GPU's part of make bench; all of it without arguments.
+-- gpu.lua [ceilings] [kernels] [ssd] [bridge] [step] [align] [step128] [forward] [language] [peer]: the GPU's part of make bench; all of it without arguments.
 -- Measures what the machine can do, then ours as shares of that, next to the published code (on an H100) and our goals; then the
 -- same kernels in PyTorch, if python3 (or $CAB_PYTHON) has it with CUDA.
 package.path = "./tests/?.lua;" .. package.path
@@ -7,7 +7,7 @@ local kernels = require "bench.kernels"
 local steps = require "bench.steps"
 
 local wanted, named = {}, arg and #arg > 0 and arg[0]:find "gpu%.lua$"
-for _, name in ipairs(named and arg or { "ceilings", "kernels", "ssd", "bridge", "step", "step128", "forward",
+for _, name in ipairs(named and arg or { "ceilings", "kernels", "ssd", "bridge", "step", "align", "step128", "forward",
   "language", "peer" }) do wanted[name] = true end
 
 -- Ratios to the peer, which prints "name<TAB>milliseconds" with the names of our rows.
@@ -33,6 +33,7 @@ print(("\n== %s"):format(chip))
 if wanted.ceilings or wanted.kernels or wanted.ssd then kernels.run(wanted) end
 if wanted.bridge then steps.bridge(kernels.results) end
 if wanted.step or wanted.step128 then steps.vision { [64] = wanted.step, [128] = wanted.step128 } end
+if wanted.align then steps.alignment(64) end
 if wanted.forward then steps.forward() end
 if wanted.language then steps.language() end
 if wanted.peer then peer() end

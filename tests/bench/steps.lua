@@ -64,13 +64,15 @@ local vision = { -- published: eager (of several hosts) and as a graph with EMA,
   { "f32", 128, "246-351", 197, 15.0 }, { "tf32", 128 }, { "bf16", 128, "418", 161, 9.9 },
 }
 
---- The step of the vision table. @return Training
-function M.training(precision, batch, capture, recompute)
-  return synthetic.new {
+--- The step of the vision table; `more`: options of synthetic.new in place of its own. @return Training
+function M.training(precision, batch, capture, recompute, more)
+  local o = {
     image = 224, channels = 3, classes = 1000, batch = batch, device = timing.device, precision = precision, capture = capture,
     student = cab.models.vim { size = "tiny", decay = "identity", recompute = recompute }, teacher = cab.models.vit { size = "tiny" },
     loss = { soft = 1, align = { "attention_bridge", weight = 3 } }, optim = { ema = 0.9999 },
   }
+  for k, v in pairs(more or {}) do o[k] = v end
+  return synthetic.new(o)
 end
 
 -- Seconds of a step in a loop that is not waited for, its batch brought anew each time.
@@ -113,6 +115,43 @@ function M.vision(batches)
       row(v, true, false)
       row(v, true, true)
     end
+  end
+  core.precision(timing.device, "f32")
+end
+
+-- Seconds of a step with a loss, bytes in use at most while steps ran as they come, and bytes held in the end.
+local function cost(precision, batch, loss, more)
+  local o = { loss = loss }
+  for k, v in pairs(more or {}) do o[k] = v end
+  local t = M.training(precision, batch, true, false, o)
+  core.reset_peak(timing.device)
+  t:step(1)
+  core.sync(timing.device)
+  local peak = core.memory(timing.device).peak
+  local seconds = loop(t, 30)
+  local memory, graph = core.memory(timing.device), t:captured()
+  t:close()
+  t = nil -- luacheck: ignore
+  timing.forget()
+  return { seconds = seconds, peak = peak, held = memory.live + memory.cached, graph = graph }
+end
+
+--- What the bridge adds to the step of soft distillation: each in turn, twice, the faster of two. more: as of M.training.
+function M.alignment(batch, more)
+  print "\n-- what alignment adds to the soft-distillation step (goal: at most 25 % of the time; published +45 % and 3.2 GB)"
+  print(("%-5s %4s %-6s %10s %10s %8s   %10s %10s %9s   %9s %9s"):format("", "b", "", "soft ms", "bridge ms", "added", "soft GB", "bridge GB", "added GB",
+    "held GB", "held GB"))
+  for _, precision in ipairs(timing.device == "cpu" and { "f32" } or { "f32", "tf32", "bf16" }) do
+    local best = {}
+    for _ = 1, 2 do
+      for name, loss in pairs { soft = { soft = 1 }, bridge = { soft = 1, align = { "attention_bridge", weight = 3 } } } do
+        local c = cost(precision, batch, loss, more)
+        if not best[name] or c.seconds < best[name].seconds then best[name] = c end
+      end
+    end
+    local a, b = best.soft, best.bridge
+    print(("%-5s %4d %-6s %10.2f %10.2f %7.1f %%   %10.2f %10.2f %9.2f   %9.2f %9.2f"):format(precision, batch, b.graph and "graph" or "eager", 1e3 * a.seconds,
+      1e3 * b.seconds, 100 * (b.seconds / a.seconds - 1), a.peak / 1e9, b.peak / 1e9, (b.peak - a.peak) / 1e9, a.held / 1e9, b.held / 1e9))
   end
   core.precision(timing.device, "f32")
 end

@@ -8,6 +8,7 @@
 #   faults       broken kernels, lost device, absent device, library for another chip; memory that fails, if build-faults/ is there
 #   sanitize     compute-sanitizer: memcheck initcheck racecheck synccheck (or only those named in SANITIZERS)
 #   bench        ceilings, kernels, bridge loss, training steps, forward pass
+#   align        what the bridge adds to the step of soft distillation, time and memory
 #   peer         kernels and bridge loss next to PyTorch
 #   language     the language step and the SSD scan
 #   profile      time by kernel of one replayed step; PROFILE names precisions and stages of language (default: f32 tf32 bf16 align kl)
@@ -116,6 +117,7 @@ for part in "$@"; do
     sanitize) sanitize ;;
     bench) LINES_OK=200 check bench 280 "$cab" run tests/bench/gpu.lua ceilings kernels bridge step step128 forward ;;
     language) LINES_OK=60 check language 120 "$cab" run tests/bench/gpu.lua ssd language ;;
+    align) LINES_OK=20 check align 120 "$cab" run tests/bench/gpu.lua align ;;
     profile) profile ;;
     peer) LINES_OK=200 check peer 280 "$cab" run tests/bench/gpu.lua kernels bridge peer ;;
     *) echo "unknown part '$part'"; exit 2 ;;
