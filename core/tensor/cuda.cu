@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <map>
 #include <set>
+#include <string>
 #include <unordered_map>
 
 #include "cuda.cuh"
@@ -53,12 +54,19 @@ enum : size_t { GRAIN = 512, SEGMENT = 32u << 20, LARGEST_SEGMENT = 1u << 30, ST
 
 static Gpu *gpu_of(CabDevice *device) { return static_cast<Gpu *>(device->stream); }
 
+/* The chips this library was built for, as "sm_80 sm_90". */
+static std::string built_for() {
+  std::string names;
+  for (int arch : {__CUDA_ARCH_LIST__}) names += (names.empty() ? "sm_" : " sm_") + std::to_string(arch / 10);
+  return names;
+}
+
 static CabStatus gpu_failed(Gpu *gpu, cudaError_t code, const char *doing) {
   cudaGetLastError();
   bool sticky = code != cudaErrorMemoryAllocation && cudaStreamQuery(gpu->stream) == code && code != cudaErrorNotReady;
   gpu->dead |= sticky;
   if (code == cudaErrorNoKernelImageForDevice || code == cudaErrorInvalidDeviceFunction)
-    return cab_fail(CAB_E_DEVICE, "%s: %s: built for sm_80, sm_90 and PTX of sm_90, this chip is sm_%d", gpu->name, doing, gpu->architecture);
+    return cab_fail(CAB_E_DEVICE, "%s: %s: built for %s, this chip is sm_%d", gpu->name, doing, built_for().c_str(), gpu->architecture);
   return cab_fail(CAB_E_DEVICE, "%s: %s: %s%s", gpu->name, doing, cudaGetErrorString(code),
                   sticky ? "; the device is lost to this process (CAB_SYNC=1 finds the kernel)" : "");
 }
