@@ -45,6 +45,30 @@ describe("op.head_loss", function()
     assert.near(3 * p[2], alone:item(), 1e-12)
   end)
 
+  it("adds up over parts of a batch that know how many targets all have", function()
+    local t = inputs(4, 9, 13, 5)
+    t.segment = core.tensor({ { 0, 0, 0, 0, 0, 0, 0, 0, 0 }, { 0, 1, 2, 3, 4, 5, 6, 7, 8 }, { 0, 0, 0, 1, 1, 1, 2, 2, 2 }, { 0, 0, 0, 0, 0, 0, 0, 0, 1 } }, "i32")
+    for _, name in ipairs { "x", "w" } do t[name].requires_grad = true end
+    local whole = op.head_loss(with(t, { kl = 0.5 }))
+    whole:backward()
+    local want = { t.x.grad:clone(), t.w.grad:clone() }
+    t.x.grad, t.w.grad = nil, nil
+    local sum, targets = 0, 8 + 0 + 6 + 7
+    for _, rows in ipairs { { 1, 1 }, { 2, 4 } } do
+      local part, share = { w = t.w, b = t.b, tw = t.tw, tb = t.tb, kl = 0.5 }, (rows[2] - rows[1] + 1) / 4
+      for _, name in ipairs { "x", "ids", "segment", "tx" } do part[name] = t[name]:slice(1, rows[1], rows[2]) end
+      part.targets = core.tensor({ targets * share }, "f64")
+      local loss = op.head_loss(part) * share
+      loss:backward()
+      sum = sum + loss:item()
+    end
+    assert.near(whole:item(), sum, 1e-12)
+    for i, name in ipairs { "x", "w" } do assert.is_true(parity.l2(t[name].grad, want[i]) < 1e-12) end
+    t.targets = core.tensor({ 8 }, "f64")
+    t.targets.requires_grad = true
+    fails("no gradient reaches 'targets': detach it", op.head_loss, t)
+  end)
+
   it("is 0 with gradients 0 where nothing counts", function()
     local t = inputs(2, 1, 7, 3) -- one token has no next
     t.x.requires_grad = true

@@ -159,6 +159,7 @@ static void print_line(const char *text) {
 
 /* "cab: error[E65-st-overlap]: FILE: ..." and the exit code. */
 static int report(lua_State *L, int failed) {
+  setvbuf(stderr, NULL, _IOFBF, BUFSIZ); /* in one piece: other ranks write too */
   if (failed == LUA_ERRMEM || lua_type(L, -1) != LUA_TTABLE) {
     bool memory = failed == LUA_ERRMEM;
     fprintf(stderr, "cab: error[E%d]: ", memory ? CAB_E_MEMORY : CAB_E_LUA);
@@ -208,6 +209,7 @@ int main(int argc, char **argv) {
   int failed = lua_pcall(L, 2, 1, 1);
   heap.limit = 0;
   int code = failed ? report(L, failed) : exit_code(L);
+  fflush(stderr);
   lua_settop(L, 0);
   lua_close(L);
   bind_closed();

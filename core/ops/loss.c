@@ -90,9 +90,9 @@ static CabStatus frobenius_gradient(CabCall *c) {
   return CAB_OK;
 }
 
-/* ---- head_loss: in x w b ids segment tx tw tb top logits, out y parts gx gw gb ------------------------------------------ */
+/* ---- head_loss: in x w b ids segment tx tw tb top logits targets, out y parts gx gw gb ------------------------------------------ */
 
-enum { HEAD_X, HEAD_W, HEAD_B, HEAD_IDS, HEAD_SEGMENT, HEAD_TX, HEAD_TW, HEAD_TB, HEAD_TOP, HEAD_TOP_LOGITS };
+enum { HEAD_X, HEAD_W, HEAD_B, HEAD_IDS, HEAD_SEGMENT, HEAD_TX, HEAD_TW, HEAD_TB, HEAD_TOP, HEAD_TOP_LOGITS, HEAD_TARGETS };
 enum { HEAD_CE, HEAD_KL, HEAD_DIVERGENCE, HEAD_TEMPERATURE, HEAD_SMOOTHING, HEAD_VOCAB, HEAD_ROWS };
 
 static CabStatus head_numbers(const CabCall *c) {
@@ -116,7 +116,8 @@ static CabStatus head_teacher(const CabCall *c) {
   if (part && c->option[HEAD_DIVERGENCE] > HEAD_CROSS)
     return cab_call_fail(c, "this divergence needs all of the teacher's logits, 'top' works with forward and cross");
   for (int i = HEAD_TX; i <= HEAD_TB; i++) CAB_TRY(cab_call_constant(c, i));
-  return cab_call_constant(c, HEAD_TOP_LOGITS);
+  CAB_TRY(cab_call_constant(c, HEAD_TOP_LOGITS));
+  return cab_call_constant(c, HEAD_TARGETS);
 }
 
 /* A block of rows where the recipe does not say: on a GPU each adds once to gw, which is long. There, vocabularies are filled up to a
@@ -250,6 +251,7 @@ static CabStatus head_apply(CabCall *c) {
   Head h;
   CAB_TRY(head_open(c, block, &h));
   RUN(c, head_count, h.s.B, h.s.L, CAB_DATA(c->in[HEAD_IDS]), CAB_DATA(c->in[HEAD_SEGMENT]), CAB_DATA(h.count));
+  if (c->in[HEAD_TARGETS]) RUN(&h.wide, affine, 1, 1.0, 0.0, CAB_DATA(c->in[HEAD_TARGETS]), CAB_DATA(h.count));
   for (int64_t first = 0; first < all; first += block) CAB_TRY(head_block(c, &h, first, all - first < block ? all - first : block));
   return head_sum(c, &h);
 }
@@ -295,11 +297,13 @@ const CabOp cab_ops_loss[] = {
   {"frobenius", "a[*,M,N] b[*,M,N] -> y^[]", frobenius_apply, frobenius_gradient, "a b",
    "mean over matrices of |a - b|_F; gradient 0 at a = b", NULL, NULL},
   {"head_loss",
-   "x~[B,L,D] w^[V,D] b^[V]? ids:i32[B,L] segment:i32[B,L]? tx~[B,L,E]? tw^[U,E]? tb^[U]? top:i32[B,L,K]? top_logits[B,L,K]? | "
+   "x~[B,L,D] w^[V,D] b^[V]? ids:i32[B,L] segment:i32[B,L]? tx~[B,L,E]? tw^[U,E]? tb^[U]? top:i32[B,L,K]? top_logits[B,L,K]? targets^[1]? | "
    "ce=1 kl=0 divergence=forward|cross|reverse|jsd temperature=1 smoothing=0 vocab=0 rows=0 -> y^[] parts^[2] ~gx[R,D] ~gw^[S,D] ~gb^[S]",
    head_apply, head_gradient, "gx gw gb",
    "of logits x w^T + b, `rows` tokens at a time (0: as the device likes): ce times cross-entropy with the next id of the segment + kl times a divergence from "
-   "the teacher's tx tw^T + tb or its largest logits; parts: both, unweighted (arXiv 1503.02531; generalised JSD: 2306.13649)",
+   "the teacher's tx tw^T + tb or its largest logits; parts: both, unweighted; "
+   "targets: what divides the sum of cross-entropies in place of how many there are, where these rows are part of a batch (arXiv 1503.02531; generalised "
+   "JSD: 2306.13649)",
    head_check, NULL},
   {"largest", "x[R,C] | k=1 -> y[R,K] place:i32[R,K]", largest_apply, NULL, "",
    "the k largest of each row, largest first, and their columns from 0; of equals the first", largest_check, NULL},

@@ -62,15 +62,17 @@ function M.measure(r, o)
   loader:close()
   local feed <close> = job.data:loader("train", { batch = r.batch, seed = r.seed, epoch = 0 })
   local images, labels, targets = feed:next()
+  local part = require "cab.dist".parts({ images = images, labels = labels, targets = targets }, r.accumulate)[1]
+  images, labels, targets = part.images, part.labels, part.targets
   local n = math.max(1, o.steps // 2)
   if job.teacher then
-    seconds.teacher = measured(job.device, n, function()
+    seconds.teacher = r.accumulate * measured(job.device, n, function()
       core.no_grad(function()
         if job.text then job.teacher:body(images, stage.teacher_taps, { segment = labels }) else job.teacher:forward(images, stage.teacher_taps) end
       end)
     end)
   end
-  seconds.forward = measured(job.device, n, function() job:losses(stage, images, labels, targets) end) - (seconds.teacher or 0)
+  seconds.forward = r.accumulate * measured(job.device, n, function() job:losses(stage, images, labels, targets) end) - (seconds.teacher or 0)
   seconds.backward = math.max(0, seconds.step - seconds.forward - (seconds.teacher or 0) - seconds.batch)
   stepper:close()
   local unit = job.text and "tokens" or "images"

@@ -306,6 +306,19 @@ function Cache:take(feed, at)
   self.now = read(self.train, rows_of(self, feed, at * self.batch, self.batch))
 end
 
+--- Logits and taps of some rows of the batch at hand. @param part? {first: integer, last: integer} nil: all
+function Cache:rows(part)
+  local now = self.now
+  if not part or part.last - part.first + 1 == now.logits:size(1) then return now.logits, now.taps end
+  local function own(t) return t:slice(1, part.first, part.last) end
+  local taps = {}
+  for name, list in pairs(now.taps) do
+    taps[name] = {}
+    for layer, t in pairs(list) do taps[name][layer] = own(t) end
+  end
+  return own(now.logits), taps
+end
+
 --- Calls f with the taps and logits of the first images of a split at hand.
 ---@param split string "test" or "validation"
 ---@param count integer at most self.counts[split]

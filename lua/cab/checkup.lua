@@ -47,7 +47,7 @@ function M.recipe(r)
   local out, seconds, most = { notes = job.notes, audits = {}, faults = {} }, 0, 0
   for number, stage in ipairs(job.stages) do
     stepper:begin(stage, number)
-    local audit = audits.stage(job, number, { images = stepper:images(), labels = stepper.batch.labels, targets = stepper.batch.targets })
+    local audit = audits.stage(job, number, stepper:part())
     out.audits[number] = audit
     table.move(audit.faults, 1, #audit.faults, #out.faults + 1, out.faults)
     if #audit.faults == 0 then
@@ -84,7 +84,8 @@ local function found_of(r)
   local ok, found = pcall(M.recipe, r)
   if ok then return found end
   if check.code(found) == 71 and type(found) == "table" then
-    found.message = ("a step of batch %d does not fit: %s; try batch=%d"):format(r.batch, found.message, math.max(1, r.batch // 2))
+    found.message = ("a step of batch %d does not fit: %s; try accumulate=%d, or batch=%d"):format(r.batch, found.message, 2 * r.accumulate,
+      math.max(1, r.batch // 2))
   end
   error(found, 0)
 end

@@ -88,10 +88,12 @@ end
 ---@return integer
 function M.rows(batch) return batch * M.rank // M.size + 1, batch * (M.rank + 1) // M.size end
 
--- Ids of a row that are a target: the next one is in the same document.
-local function targets(segments, first, last)
+--- Ids that are followed by another of their document: what cross-entropy is the mean over.
+---@param segments any i32[b,l] on the CPU
+---@return integer
+function M.targets(segments)
   local n = 0
-  for _, row in ipairs(segments:slice(1, first, last):totable()) do
+  for _, row in ipairs(segments:totable()) do
     for t = 2, #row do if row[t] == row[t - 1] and row[t] >= 0 then n = n + 1 end end
   end
   return n
@@ -103,12 +105,11 @@ Part.__index = function(t, key)
   return Part[key] or function(_, ...) return t.feed[key](t.feed, ...) end
 end
 
---- The next batch on the CPU, as TextFeed:raw(). `weight` of the feed is then how many targets these rows have.
+--- The next batch on the CPU, as TextFeed:raw().
 function Part:raw()
   local ids, segments = self.feed:raw()
   if not ids then return nil end
   local first, last = M.rows(ids:size(1))
-  self.weight = targets(segments, first, last)
   return ids:slice(1, first, last):clone(), segments:slice(1, first, last):clone()
 end
 
@@ -117,8 +118,6 @@ function Part:next()
   if ids and self.feed.device ~= "cpu" then return ids:to(self.feed.device), segments:to(self.feed.device) end
   return ids, segments
 end
-
-function Part.into() return false end
 
 --- A training pass of which this rank takes its part.
 ---@param data table Data or TextData
@@ -133,25 +132,57 @@ function M.loader(data, o)
   return setmetatable({ feed = data:loader("train", o) }, Part)
 end
 
---- Before a step: all ranks are at it; what weighs this rank's mean among those of all, and whether any was asked to stop.
+--- Before a step: all ranks are at it; what they have together, and whether any was asked to stop.
 ---@param step integer
----@param weight number rows, or targets, of this rank
+---@param count number rows, or targets, of this rank
 ---@param stop boolean
----@return number share
+---@return number sum
 ---@return boolean stop
-function M.step(step, weight, stop)
-  if M.size == 1 then return 1, stop end
-  local sum, any = core.dist.meet("step " .. step, weight, stop)
-  return weight / sum, any
+function M.step(step, count, stop)
+  if M.size == 1 then return count, stop end
+  return core.dist.meet("step " .. step, count, stop)
+end
+
+--- A batch in n parts of rows that follow each other (fewer where it has fewer rows).
+---@param batch table images, labels?, targets?: tensors [b,..]
+---@param n integer
+---@return table[] each like the batch, with first and last
+function M.parts(batch, n)
+  local rows, out = batch.images:size(1), {}
+  n = math.max(1, math.min(n, rows))
+  for k = 1, n do
+    local first, last = rows * (k - 1) // n + 1, rows * k // n
+    out[k] = { first = first, last = last }
+    for name, t in pairs(batch) do out[k][name] = n == 1 and t or t:slice(1, first, last) end
+  end
+  return out
+end
+
+--- Calls f(part, share) for the parts of this rank's batch, one after the other. The sums over all parts of all ranks of share times
+--- a part's losses are the losses of the whole batch.
+---@param job Job
+---@param batch table as for M.parts
+---@param f fun(part: table, share: number): any what is not nil ends it
+function M.each(job, batch, f)
+  local whole = job.whole or { rows = batch.images:size(1) }
+  for k, p in ipairs(M.parts(batch, job.recipe.accumulate)) do
+    job.part = { first = p.first, last = p.last, targets = whole.targets and whole.targets:slice(1, k, k) }
+    local stop = f(p, (p.last - p.first + 1) / whole.rows)
+    job.part = nil
+    if stop then return end
+  end
 end
 
 --- Faults (2) where a recipe cannot be spread over the ranks there are.
 ---@param r table resolved recipe
 function M.preflight(r)
   local mixed = (r.data.mixup or 0) > 0 or (r.data.cutmix or 0) > 0
-  local least = M.size > 1 and M.size * (mixed and 2 or 1) or 1
+  local parts = M.size * r.accumulate
+  local least = parts > 1 and parts * (mixed and 2 or 1) or 1
   if r.batch < least then
-    check.fail(2, ("batch is %d, for %d ranks%s it must be at least %d"):format(r.batch, M.size, mixed and " with mixed records" or "", least), { id = "usage" })
+    check.fail(2, ("batch is %d, for %s%s it must be at least %d"):format(r.batch, M.size == 1 and ("accumulate=%d"):format(r.accumulate)
+      or ("%d ranks%s"):format(M.size, r.accumulate > 1 and (" and accumulate=%d"):format(r.accumulate) or ""), mixed and " with mixed records" or "",
+      least), { id = "usage" })
   end
 end
 
@@ -160,27 +191,34 @@ end
 ---@param device string
 ---@return string[]
 function M.notes(r, device)
-  local first, last = M.rows(r.batch)
-  local out = { M.size > 1 and ("%d ranks (%s, %s) x %d rows = batch %d%s"):format(M.size, M.about, device == "cpu" and "MPI" or "NCCL",
-    last - first + 1, r.batch, r.batch % M.size ~= 0 and ", unevenly" or "") or nil }
-  for i, stage in ipairs(M.size > 1 and r.stages or {}) do
+  local n = M.size * r.accumulate
+  local ranks = M.size > 1 and ("%d ranks (%s, %s) x "):format(M.size, M.about, device == "cpu" and "MPI" or "NCCL") or ""
+  local parts = r.accumulate > 1 and ("%d parts x "):format(r.accumulate) or ""
+  local out = { n > 1 and ("%s%s%d rows = batch %d%s"):format(ranks, parts, -(-r.batch // n), r.batch, r.batch % n ~= 0 and ", unevenly" or "") or nil }
+  for i, stage in ipairs(n > 1 and r.stages or {}) do
     for name, term in pairs(stage.loss) do
       local what = term.kind == "ridge" and "a bridge solved on the batch" or term.control == "other_image" and "the control other_image"
-      if what then out[#out + 1] = ("warning: stages.%d.loss.%s: %s sees a rank's own rows only"):format(i, name, what) end
+      if what then out[#out + 1] = ("warning: stages.%d.loss.%s: %s sees the rows of a part of the batch only"):format(i, name, what) end
     end
   end
   return out
 end
 
---- The gradients of a loss over all ranks' rows, outside a step.
----@param loss any this rank's mean
+--- The gradients of a loss over the rows of all parts and ranks, outside a step.
 ---@param job Job
-function M.backward(loss, job)
-  if M.size == 1 then return loss:backward() end
-  local r <close> = core.dist.reducer(job:tensors(), job.recipe.dist.bucket << 20)
-  local share = loss * job.share
-  share:backward()
-  r:finish()
+---@param batch table as for M.parts
+---@param loss fun(part: table): any its mean over a part; nil: no gradient
+function M.backward(job, batch, loss)
+  local r <close> = M.size > 1 and core.dist.reducer(job:tensors(), job.recipe.dist.bucket << 20) or nil
+  local any = false
+  M.each(job, batch, function(p, share)
+    local scope <close> = core.scope() -- luacheck: ignore scope
+    local value = loss(p)
+    if value and share ~= 1 then value = value * share end
+    if value then value:backward() end
+    any = any or value ~= nil
+  end)
+  if r and any then r:finish() end
 end
 
 return M

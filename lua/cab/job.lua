@@ -14,6 +14,8 @@ local M = {}
 ---@field fallback? string why "auto" is the CPU
 ---@field notes string[] what a run should say before it begins
 ---@field text? table cab.text, where batches are ids
+---@field whole? table of a step's batch: {rows: of all ranks, targets?: f32[parts]}
+---@field part? table the part of it that is at work: {first, last: rows, targets?: f32[1]}
 ---@field params table[] {name, tensor, decay, m, v, average?, student: boolean, born?: step of the first gradient, of a checkpoint}
 local Job = {}
 Job.__index = Job
@@ -342,7 +344,7 @@ function Job:losses(stage, images, labels, target)
   local teacher_taps
   local cached = self.cache and self.cache.now
   if cached then
-    batch.teacher, teacher_taps = cached.logits, cached.taps
+    batch.teacher, teacher_taps = self.cache:rows(self.part)
   elseif stage.teacher_taps then
     batch.teacher, teacher_taps = core.no_grad(function() return self.teacher:forward(images, stage.teacher_taps) end)
   elseif self.teacher then -- logits only, and only for those that read them

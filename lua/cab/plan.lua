@@ -1,5 +1,6 @@
 --- What a run will need: memory by class of tensor, whether it fits, a batch that would, and time. From one measured step.
 local core = require "cab.core"
+local dist = require "cab.dist"
 local progress = require "cab.progress"
 local term = require "cab.term"
 local M = {}
@@ -13,6 +14,7 @@ local SPARE = 0.9 -- share of the memory at hand that a plan fills
 ---@field free integer bytes that this run may take of it
 ---@field fits boolean
 ---@field batch integer the largest batch that fits, as far as activations grow with it
+---@field accumulate integer the least parts of the recipe's batch that fit
 ---@field step number seconds a step, as measured
 ---@field steps integer
 ---@field seconds number step * steps: training without evaluations
@@ -56,10 +58,13 @@ function M.new(job, activations, seconds)
   local cpu = job.device == "cpu"
   local free = cpu and math.min(memory.size, (available() or memory.size) + memory.live + memory.cached) or memory.size
   local fixed = sum - rows[7][2]
-  local each = rows[7][2] / job.recipe.batch
-  local most = math.floor((SPARE * free - fixed) / math.max(each, 1))
-  most = math.max(0, math.min(most, job.data.count.train))
-  return { rows = rows, bytes = sum, size = memory.size, free = free, fits = sum <= SPARE * free, batch = most > 8 and most // 8 * 8 or most,
+  local parts, batch = dist.size * job.recipe.accumulate, job.recipe.batch
+  local each = rows[7][2] * parts / batch -- of a row: activations are those of a part
+  local most = math.max(0, math.floor((SPARE * free - fixed) / math.max(each, 1)))
+  local accumulate = math.min(-(-batch // (dist.size * math.max(most, 1))), batch // dist.size)
+  most = math.min(most * parts, job.data.count.train)
+  return { accumulate = accumulate,
+    rows = rows, bytes = sum, size = memory.size, free = free, fits = sum <= SPARE * free, batch = most > 8 and most // 8 * 8 or most,
     step = seconds, steps = job.steps, seconds = seconds * job.steps }
 end
 
@@ -67,7 +72,7 @@ end
 ---@param plan Plan
 ---@return string
 function M.line(plan)
-  local fits = plan.fits and "fits" or ("does not fit; try batch=%d"):format(plan.batch)
+  local fits = plan.fits and "fits" or ("does not fit; try accumulate=%d, or batch=%d"):format(plan.accumulate, plan.batch)
   return ("%s of %s at hand, %s; %.3g s a step, about %s of training"):format(term.bytes(plan.bytes), term.bytes(plan.free), fits, plan.step,
     progress.clock(plan.seconds))
 end

@@ -18,7 +18,8 @@ local schema = {
   checkpoint = { "table", default = {} },
   guard     = { "table", default = {} },
   cache     = { "table", default = {} },                        -- of the teacher's taps and logits
-  batch     = { "integer", default = 64, min = 1 },
+  batch     = { "integer", default = 64, min = 1 },             -- of all ranks and parts together
+  accumulate = { "integer", default = 1, min = 1 },             -- parts of a rank's batch, one after the other in memory
   seed      = { "integer", default = 0, min = 0 },
   device    = { "string", default = "auto" },                   -- cpu, cuda, cuda:N; auto: a GPU if there is one
   precision = { "string", default = "f32", one_of = { "f32", "tf32", "bf16" } }, -- tf32: of matrix products; bf16: of activations

@@ -139,7 +139,7 @@ function M.differences(a, b, skip)
 end
 
 -- What two runs must share to be one: all of the recipe but these.
-local loose = { threads = true, checkpoint = true, dist = true, export = true, name = true, device = true, capture = true, missing = true }
+local loose = { threads = true, checkpoint = true, dist = true, accumulate = true, export = true, name = true, device = true, capture = true, missing = true }
 
 --- A recipe, or options of a model, as JSON can hold it. A strategy becomes its name; a list keeps its order: { "last", k = 4 } becomes
 --- { kind = "last", k = 4 }.

@@ -1,5 +1,6 @@
 --- How much each loss term pulls, and whether two pull against each other.
 local core = require "cab.core"
+local dist = require "cab.dist"
 local M = {}
 
 --- Copies of the student's gradients, kept beyond a scope.
@@ -30,25 +31,27 @@ end
 --- reach the student, also the cosine of their gradients on it: below 0 they pull against each other.
 ---@param job Job
 ---@param stage table
----@param images any as for Job:losses
+---@param images any as for Job:losses, or bytes as a loader has them
 ---@param labels any
 ---@param target? any
 ---@return table name -> {student, all, share: of the student's sum}
 ---@return table<string, number> conflict "align, soft" -> cosine
 function M.of(job, stage, images, labels, target)
   local out, sum, kept, conflict = {}, 0, {}, {}
+  local batch = { images = images, labels = labels, targets = target }
   for i, term in ipairs(stage.terms) do
     local scope <close> = core.scope()
-    local one = job:losses(stage, images, labels, target)[i]
-    local norm = { student = 0, all = 0 }
-    if one.value.requires_grad then
-      job:clear_gradients()
-      require "cab.dist".backward(one.value, job)
-      norm.student = one.weight * core.grad_norm(job:tensors(true))
-      norm.all = one.weight * core.grad_norm(job:tensors())
-      kept[#kept + 1] = { term.name, M.gradients(job, scope) }
-      job:clear_gradients()
-    end
+    local norm, weight = { student = 0, all = 0 }, nil
+    job:clear_gradients()
+    dist.backward(job, batch, function(p)
+      local one = job:losses(stage, job.data:normalise(p.images), p.labels, p.targets)[i]
+      weight = one.weight
+      return one.value.requires_grad and one.value or nil
+    end)
+    norm.student = weight * core.grad_norm(job:tensors(true))
+    norm.all = weight * core.grad_norm(job:tensors())
+    if norm.all > 0 then kept[#kept + 1] = { term.name, M.gradients(job, scope) } end
+    job:clear_gradients()
     sum = sum + norm.student
     out[term.name] = norm
   end

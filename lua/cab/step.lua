@@ -31,7 +31,8 @@ end
 
 ---@class Step
 ---@field graph? userdata the captured step
----@field refused boolean the loss was not finite, so there was neither a backward nor an update
+---@field now table[] of each part of the batch {terms, total, share} and, where it is all of it, what the losses were made of
+---@field refused boolean a loss was not finite, so there was no update
 local Step = {}
 Step.__index = Step
 
@@ -40,7 +41,8 @@ Step.__index = Step
 ---@return Step
 function M.new(job, say)
   return setmetatable({ job = job, say = say, optimizer = job:optimizer(), can = job.recipe.capture and job.device ~= "cpu",
-    reducer = dist.size > 1 and core.dist.reducer(job:tensors(), job.recipe.dist.bucket << 20) or nil, share = 1,
+    reducer = dist.size > 1 and core.dist.reducer(job:tensors(), job.recipe.dist.bucket << 20) or nil,
+    targets = job.text and dist.size * job.recipe.accumulate > 1 and core.zeros({ job.recipe.accumulate }, "f32", job.device) or nil,
     alike = 0, refused = false }, Step)
 end
 
@@ -58,6 +60,8 @@ function Step:place(scope, images, labels, targets)
   local device, staged = self.job.device, self.staged
   local batch = { images = images, labels = labels, targets = targets }
   self.batch, self.fixed = batch, false
+  self.count = self.targets and dist.targets(labels) or images:size(1)
+  self.sum = self.count
   if device == "cpu" then return end
   self.fixed = true
   for name, t in pairs(batch) do self.fixed = self.fixed and (not staged or alike(staged[name], t)) end
@@ -81,9 +85,10 @@ end
 ---@return boolean false at the end of the data
 function Step:take(scope, feed, at)
   local staged, cache = self.staged, self.job.cache
-  local taken = staged and feed:into(staged.images, staged.labels, staged.targets)
+  local taken = staged and not self.targets and feed:into(staged.images, staged.labels, staged.targets)
   if taken then
-    self.batch, self.fixed = staged, true
+    self.batch, self.fixed, self.count = staged, true, staged.images:size(1)
+    self.sum = self.count
   else
     local images, labels, targets = feed:raw()
     if images then self:place(scope, images, labels, targets) end
@@ -95,48 +100,77 @@ end
 
 --- Among several ranks: all are at this step. True if one was asked to stop.
 ---@param step integer
----@param feed Feed the batch came from
 ---@param stop boolean
 ---@return boolean
-function Step:meet(step, feed, stop)
-  if not self.reducer then return stop end
-  local share, any = dist.step(step, feed.weight or self.batch.images:size(1), stop)
-  self.job.share, self.share = share, share
-  if self.job.text and self.job.device ~= "cpu" then -- rows of text weigh differently from step to step: a captured one reads it
-    self.weight = self.weight or core.zeros({}, "f32", self.job.device):detach()
-    self.weight:fill(share)
-    self.share = self.weight
-  end
+function Step:meet(step, stop)
+  local any
+  self.sum, any = dist.step(step, self.count, stop)
   return any
 end
 
 --- The images of the batch, normalised.
 function Step:images() return self.job.data:normalise(self.batch.images) end
 
--- Teacher, student, losses: launches only.
-local function forward(self, stage)
-  local images = self:images()
-  local terms, logits, taps = self.job:losses(stage, images, self.batch.labels, self.batch.targets)
-  local total = jobs.total(terms)
-  if self.reducer then total = total * self.share end -- sums over the ranks are the global batch's means
-  return { images = images, terms = terms, logits = logits, taps = taps, total = total }
+--- The first part of the batch, normalised: {images, labels?, targets?}.
+---@return table
+function Step:part()
+  local p = dist.parts(self.batch, self.job.recipe.accumulate)[1]
+  return { images = self.job.data:normalise(p.images), labels = p.labels, targets = p.targets }
 end
 
--- The gradients of all ranks' losses, summed while they are made; then the update, the same on all ranks.
-local function backward(self, total)
+-- What the parts of this batch weigh among those of all ranks. Images count by rows. A mean over targets is made one by rows: with
+-- `targets` for the number of its own, a part's share of rows times its mean is its sum over all targets. They differ from step to
+-- step, so a captured one reads them.
+local function weigh(self)
+  local job, rows = self.job, self.batch.images:size(1)
+  job.whole = { rows = self.sum }
+  if not self.targets then return end
+  job.whole = { rows = dist.size > 1 and job.recipe.batch or rows, targets = self.targets }
+  local list = {}
+  for k, p in ipairs(dist.parts(self.batch, self.targets:size(1))) do
+    list[k] = math.max(1, self.sum) * (p.last - p.first + 1) / job.whole.rows
+  end
+  while #list < self.targets:size(1) do list[#list + 1] = 1 end
+  self.targets:copy(core.tensor(list, "f32"))
+end
+
+-- Teacher, student, losses of a part: launches only.
+local function forward(self, stage, part, share)
+  local images = self.job.data:normalise(part.images)
+  local terms, logits, taps = self.job:losses(stage, images, part.labels, part.targets)
+  local total = jobs.total(terms)
+  if share ~= 1 then total = total * share end -- sums over parts and ranks are the whole batch's means
+  return { images = images, terms = terms, logits = logits, taps = taps, total = total, share = share }
+end
+
+-- The parts of the batch one after the other, forward and backward; gradients add up and are summed over the ranks while the last part
+-- makes them. look(part): true refuses to go on.
+local function passes(self, stage, look)
+  local list, refused = {}, false
   if self.reducer then self.reducer:begin() end
-  total:backward()
+  dist.each(self.job, self.batch, function(part, share)
+    local whole = part.last - part.first + 1 == self.batch.images:size(1)
+    local scope <close> = not whole and core.scope() or nil
+    local now = forward(self, stage, part, share)
+    if scope then
+      for _, t in ipairs(now.terms) do scope:keep(t.value) end
+      now = { terms = now.terms, total = scope:keep(now.total), share = share }
+    end
+    list[#list + 1] = now
+    refused = look ~= nil and look(now)
+    if not refused then now.total:backward() end
+    return refused or nil
+  end)
   if self.reducer then self.reducer:finish() end
-  self.optimizer:step()
+  return list, refused
 end
 
 -- On the CPU a loss that is not finite stops here; a GPU is not asked, nor is one rank of several: the update refuses gradients
 -- that are not finite.
 local function eager(self, stage)
-  self.now = forward(self, stage)
-  self.refused = self.job.device == "cpu" and not self.reducer and not finite(self.now.total:item())
-  if self.refused then return end
-  backward(self, self.now.total)
+  local look = self.job.device == "cpu" and not self.reducer and function(now) return not finite(now.total:item()) end or nil
+  self.now, self.refused = passes(self, stage, look)
+  if not self.refused then self.optimizer:step() end
 end
 
 -- True if there is a graph now. The state is as before either way: nothing has run.
@@ -145,12 +179,15 @@ local function capture(self, scope, stage)
   core.trim(job.device) -- the graph's memory is its own: what the steps before left is given back for it
   local ok, graph = pcall(core.capture, job.device, function()
     local _inner <close> = core.scope()
-    local now = forward(self, stage)
-    backward(self, now.total)
-    kept = { terms = now.terms, total = scope:keep(now.total) }
-    for _, t in ipairs(now.terms) do scope:keep(t.value) end
+    kept = passes(self, stage)
+    self.optimizer:step()
+    for k, now in ipairs(kept) do
+      kept[k] = { terms = now.terms, total = scope:keep(now.total), share = now.share }
+      for _, t in ipairs(now.terms) do scope:keep(t.value) end
+    end
   end)
   job:clear_gradients()
+  job.part = nil
   if ok then
     self.graph, self.kept = graph, kept
     return true
@@ -164,7 +201,7 @@ end
 
 -- What a captured step holds as it was: the stage's terms and those weights that never change.
 local function key_of(self, stage, number)
-  local key = { number, type(self.share) == "number" and self.share or "tensor" }
+  local key = { number, self.batch.images:size(1) / self.job.whole.rows }
   for _, t in ipairs(stage.terms) do key[#key + 1] = t.scale and t.name or ("%s=%.17g"):format(t.name, t.weight) end
   return table.concat(key, " ")
 end
@@ -173,8 +210,10 @@ end
 local function drop(self)
   if not self.graph then return end
   self.graph:close()
-  for _, t in ipairs(self.kept.terms) do t.value:close() end
-  self.kept.total:close()
+  for _, now in ipairs(self.kept) do
+    for _, t in ipairs(now.terms) do t.value:close() end
+    now.total:close()
+  end
   self.graph, self.kept = nil, nil
 end
 
@@ -201,6 +240,7 @@ end
 function Step:run(scope, stage, number, numbers)
   enter(self, stage)
   self.job:weigh(stage, number, numbers.step)
+  weigh(self)
   local key = key_of(self, stage, number)
   if key ~= self.key then
     if self.reducer then self.reducer:forget() end
@@ -221,13 +261,23 @@ function Step:run(scope, stage, number, numbers)
   if self.fixed then self.alike = self.alike + 1 end
 end
 
--- The means of all ranks' rows in place of this one's.
-local function together(self, v)
+-- The sums over all ranks in place of this one's shares.
+local function together(v)
+  local names = options.names(v.terms)
   local numbers = { v.loss }
-  for i, t in ipairs(self.now.terms) do numbers[i + 1] = v.terms[t.name] * self.job.share end
+  for i, name in ipairs(names) do numbers[i + 1] = v.terms[name] end
   numbers = dist.sum("losses", numbers)
   v.loss = numbers[1]
-  for i, t in ipairs(self.now.terms) do v.terms[t.name] = numbers[i + 1] end
+  for i, name in ipairs(names) do v.terms[name] = numbers[i + 1] end
+end
+
+-- The loss terms over the parts: name -> number.
+local function terms_of(list)
+  local out = {}
+  for _, now in ipairs(list) do
+    for _, t in ipairs(now.terms) do out[t.name] = (out[t.name] or 0) + now.share * t.value:item() end
+  end
+  return out
 end
 
 --- Loss, terms and gradient norm of the last run; of the runs since the last call, the first whose numbers were not finite
@@ -236,13 +286,13 @@ end
 ---@return {loss: number, terms: table<string, number>, norm: number, step?: integer, skipped: integer, parameter?: string}
 function Step:values(step)
   if self.reducer and self.job.device ~= "cpu" then core.dist.watch("gradients") end
-  local v = { loss = self.now.total:item(), terms = {}, skipped = 1, norm = 0 / 0, step = step }
-  for _, t in ipairs(self.now.terms) do v.terms[t.name] = t.value:item() end
+  local v = { loss = 0, terms = terms_of(self.now), skipped = 1, norm = 0 / 0, step = step }
+  for _, now in ipairs(self.now) do v.loss = v.loss + now.total:item() end
   if self.refused then return v end
   local skipped
   v.norm, skipped = self.optimizer:norm()
   core.dist.watch()
-  if self.reducer then together(self, v) end
+  if self.reducer then together(v) end
   v.skipped = skipped and skipped.count or 0
   v.step = skipped and skipped.step or not finite(v.loss) and step or nil
   v.parameter = skipped and skipped.parameter and self.job.params[skipped.parameter].name
@@ -284,20 +334,23 @@ end
 ---@return table
 ---@return table<string, number>
 function Step:blame(stage, v, feed, at)
-  local now, batch, terms = self.now, self.batch, {}
-  if feed or not now.taps then
+  local list, batch, found = self.now, self.batch, nil
+  if feed or not list[1].taps then
     if feed then
       if self.job.cache then self.job.cache:take(feed, at) end
       local images, labels, targets = feed:next()
-      self.batch = { images = images, labels = labels, targets = targets }
+      batch = { images = images, labels = labels, targets = targets }
     end
+    list = {}
     self.job:clear_gradients()
-    now = forward(self, stage)
-    now.total:backward()
-    self.batch = batch
+    dist.each(self.job, batch, function(part, share)
+      local now = forward(self, stage, part, share)
+      now.total:backward()
+      list[#list + 1], found = now, found or first_bad(self.job, now)
+    end)
   end
-  for _, t in ipairs(now.terms) do terms[t.name] = t.value:item() end
-  return first_bad(self.job, now) or { what = "gradient", tensor = v.parameter or "global norm", bad = 1 }, terms
+  found = found or #list == 1 and first_bad(self.job, list[1]) or nil
+  return found or { what = "gradient", tensor = v.parameter or "global norm", bad = 1 }, terms_of(list)
 end
 
 --- Parameters and the steps of their first gradients: what a checkpoint must hold of the optimizer beside the moments.

@@ -49,7 +49,7 @@ end
 local function head_of(job, batch, y, teacher)
   return function(o)
     local w, b = job.student:head()
-    local args = { x = y, w = w, b = b, ids = batch.ids, segment = batch.segment, vocab = job.student.vocab }
+    local args = { x = y, w = w, b = b, ids = batch.ids, segment = batch.segment, vocab = job.student.vocab, targets = job.part and job.part.targets }
     for name, value in pairs(o) do args[name] = value end
     local k = o.largest or 0
     args.largest = nil

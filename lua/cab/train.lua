@@ -95,7 +95,7 @@ function Run:step(step)
   local job, o, stepper = self.job, self.job.recipe.optim, self.stepper
   local stage, number = job:stage(step)
   self:take(scope, step)
-  self.asked = stepper:meet(step, self.loader, core.interrupted() > 0)
+  self.asked = stepper:meet(step, core.interrupted() > 0)
   if step == stage.first then
     stepper:begin(stage, number)
     self:first(stage, number)
@@ -105,15 +105,15 @@ function Run:step(step)
   local row = (job.device == "cpu" or self:is_read(step) or self:is_stop(step)) and self:inspect(step) or nil
   job:clear_gradients()
   if row and not row.skipped and self:is_eval(step) and job.recipe.eval.shares and #stage.terms > 1 then
-    self.shares, self.conflict = job:shares(stage, stepper:images(), stepper.batch.labels, stepper.batch.targets)
+    self.shares, self.conflict = job:shares(stage, stepper.batch.images, stepper.batch.labels, stepper.batch.targets)
   end
   return row
 end
 
 -- The first step of a stage: the gradient audit, whose faults end the run, and before the very first step the plan.
 function Run:first(stage, number)
-  local job, batch = self.job, self.stepper.batch
-  local audit = audits.stage(job, number, { images = self.stepper:images(), labels = batch.labels, targets = batch.targets })
+  local job = self.job
+  local audit = audits.stage(job, number, self.stepper:part())
   self.peak = math.max(self.peak, audit.peak)
   if #audit.faults > 0 then
     local more = #audit.faults > 1 and ("; and %d more: see cab check"):format(#audit.faults - 1) or ""
@@ -121,7 +121,7 @@ function Run:first(stage, number)
   end
   self:say(("audit of stage %d: %s"):format(number, audits.line(audit)))
   for _, text in ipairs(audit.warnings) do self:say("warning: " .. text) end
-  if stage.first == 1 then self:say("plan: " .. plans.line(plans.new(job, audit.activations, audit.pass))) end
+  if stage.first == 1 then self:say("plan: " .. plans.line(plans.new(job, audit.activations, audit.pass * job.recipe.accumulate))) end
 end
 
 -- Has the stepper take the batch of a step; loaders are opened at the right place of the right epoch.

@@ -151,8 +151,8 @@ function op.gate(a, z, b, options) end
 ---@overload fun(named: {x: cab.Tensor, approx?: "none"|"tanh"}): cab.Tensor
 function op.gelu(x, options) end
 
---- of logits x w^T + b, `rows` tokens at a time (0: as the device likes): ce times cross-entropy with the next id of the segment + kl times a divergence from the teacher's tx tw^T + tb or its largest logits; parts: both, unweighted (arXiv 1503.02531; generalised JSD: 2306.13649)
---- `x~[B,L,D] w^[V,D] b^[V]? ids:i32[B,L] segment:i32[B,L]? tx~[B,L,E]? tw^[U,E]? tb^[U]? top:i32[B,L,K]? top_logits[B,L,K]? | ce=1 kl=0 divergence=forward|cross|reverse|jsd temperature=1 smoothing=0 vocab=0 rows=0 -> y^[] parts^[2] ~gx[R,D] ~gw^[S,D] ~gb^[S]`
+--- of logits x w^T + b, `rows` tokens at a time (0: as the device likes): ce times cross-entropy with the next id of the segment + kl times a divergence from the teacher's tx tw^T + tb or its largest logits; parts: both, unweighted; targets: what divides the sum of cross-entropies in place of how many there are, where these rows are part of a batch (arXiv 1503.02531; generalised JSD: 2306.13649)
+--- `x~[B,L,D] w^[V,D] b^[V]? ids:i32[B,L] segment:i32[B,L]? tx~[B,L,E]? tw^[U,E]? tb^[U]? top:i32[B,L,K]? top_logits[B,L,K]? targets^[1]? | ce=1 kl=0 divergence=forward|cross|reverse|jsd temperature=1 smoothing=0 vocab=0 rows=0 -> y^[] parts^[2] ~gx[R,D] ~gw^[S,D] ~gb^[S]`
 ---@param x cab.Tensor [B,L,D]
 ---@param w cab.Tensor [V,D]
 ---@param b? cab.Tensor [V]
@@ -163,11 +163,12 @@ function op.gelu(x, options) end
 ---@param tb? cab.Tensor [U]
 ---@param top? cab.Tensor i32[B,L,K]
 ---@param top_logits? cab.Tensor [B,L,K]
+---@param targets? cab.Tensor [1]
 ---@param options? {ce?: number, kl?: number, divergence?: "forward"|"cross"|"reverse"|"jsd", temperature?: number, smoothing?: number, vocab?: number, rows?: number}
 ---@return cab.Tensor y []
 ---@return cab.Tensor parts [2]
----@overload fun(named: {x: cab.Tensor, w: cab.Tensor, b?: cab.Tensor, ids: cab.Tensor, segment?: cab.Tensor, tx?: cab.Tensor, tw?: cab.Tensor, tb?: cab.Tensor, top?: cab.Tensor, top_logits?: cab.Tensor, ce?: number, kl?: number, divergence?: "forward"|"cross"|"reverse"|"jsd", temperature?: number, smoothing?: number, vocab?: number, rows?: number}): cab.Tensor
-function op.head_loss(x, w, b, ids, segment, tx, tw, tb, top, top_logits, options) end
+---@overload fun(named: {x: cab.Tensor, w: cab.Tensor, b?: cab.Tensor, ids: cab.Tensor, segment?: cab.Tensor, tx?: cab.Tensor, tw?: cab.Tensor, tb?: cab.Tensor, top?: cab.Tensor, top_logits?: cab.Tensor, targets?: cab.Tensor, ce?: number, kl?: number, divergence?: "forward"|"cross"|"reverse"|"jsd", temperature?: number, smoothing?: number, vocab?: number, rows?: number}): cab.Tensor
+function op.head_loss(x, w, b, ids, segment, tx, tw, tb, top, top_logits, targets, options) end
 
 --- T^2 KL(softmax(teacher/T) || softmax(student/T)), mean over rows (arXiv 1503.02531)
 --- `student[R,C] teacher[R,C] | temperature=1 -> y^[]`

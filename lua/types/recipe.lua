@@ -4,7 +4,8 @@
 -- luacheck: ignore
 
 ---@class cab.given.recipe
----@field batch? integer images, or rows of text, of a step (64)
+---@field accumulate? integer a rank's batch goes through the models in so many parts, one after the other, whose gradients add up: the same training in less memory (1)
+---@field batch? integer images, or rows of text, of a step: of all ranks together (64)
 ---@field cache? cab.given.cache files that the teacher's taps and logits are read from in place of running it ({})
 ---@field capture? boolean on a GPU, steps of fixed shapes are replayed as one graph (true)
 ---@field checkpoint? cab.given.checkpoint when checkpoints are written and how many are kept ({})

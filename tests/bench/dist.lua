@@ -17,7 +17,7 @@ local function step(t, n, values)
   local stage, number = t.job:stage(n)
   t.feed.n = n - 1
   t.stepper:take(scope, t.feed)
-  t.stepper:meet(n, t.feed, false)
+  t.stepper:meet(n, false)
   t.stepper:run(scope, stage, number, { step = n, lr = 5e-4, clip = 1, keep = 0.9 })
   local v = values and t.stepper:values(n)
   t.job:clear_gradients()

@@ -195,5 +195,10 @@ for width in (4, 3):
     case("conv1d", dict(x=rnd(2, 70, 8), w=rnd(8, 1, width), place=place), lambda **a: conv(silu=False, **a), f"documents, width {width}, plain",
          silu=False)
 
+packed = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 1, -1], [2, 3, 3, 3, 3, 3, 4, 4, 4]], dtype=torch.int32) # 12 targets
+case("head_loss", dict(x=rnd(2, 9, 6), w=rnd(13, 6), ids=ids(2, 9, low=0, high=13), segment=packed, tx=rnd(2, 9, 5), tw=rnd(13, 5),
+                       targets=torch.tensor([37.5], dtype=torch.float64)),
+     lambda targets, **a: head_loss(**a, ce=12 / targets[0], kl=0.5), "part of a batch", frozen=["tx", "tw", "targets"], ce=1.0, kl=0.5)
+
 save_file({n: t.contiguous() for n, t in tensors.items()}, sys.argv[1], metadata=dict(cases=json.dumps(cases)))
 print(len(cases), "cases,", len(tensors), "tensors")
