@@ -131,7 +131,7 @@ end)
 
 describe("an adaptive weight", function()
   local function stages(more)
-    local w = { "adaptive", to = 2, watch = "plateau", patience = 1, delta = 1, floor = 0.4 }
+    local w = { "adaptive", to = 2, watch = "plateau", patience = 1, delta = 1, factor = 0.5, floor = 0.4 }
     for k, v in pairs(more or {}) do w[k] = v end
     return { { loss = { soft = 1, align = align(w) }, steps = 12 } }
   end
@@ -152,6 +152,22 @@ describe("an adaptive weight", function()
     assert.matches("align: stopped: its held%-out loss stays at", log)
     local c = require "cab.charts".kinds.cosine { { name = "a", path = path } }
     assert.is_true(#c.series[1].points >= 4)
+  end)
+  it("sees that a loss has been learned by what its fall has come to, not by its last per cent", function()
+    local function ends(losses, delta, patience)
+      local state = { bad = 0 }
+      for i, loss in ipairs(losses) do if control.flat(state, loss, delta, patience) then return i end end
+    end
+    -- measured: the bridge of recipes/vim_fashion.lua with 100 images, every 100 steps; each value is still below the one before
+    local learned = { 2.300, 0.898, 0.508, 0.405, 0.359, 0.334, 0.321, 0.313, 0.310, 0.309 }
+    assert.equal(6, ends(learned, 0.05, 2))
+    assert.is_nil(ends(learned, 0, 1))
+    local scaled = {}
+    for i, loss in ipairs(learned) do scaled[i] = 5 + 100 * loss end -- neither scale nor offset matters
+    assert.equal(6, ends(scaled, 0.05, 2))
+    assert.is_nil(ends({ 10, 9, 8, 7, 6, 5, 4, 3, 2, 1 }, 0.05, 1)) -- still a ninth of the fall each time
+    assert.equal(3, ends({ 1, 1.5, 2 }, 0.05, 2))
+    assert.equal(2, ends({ 3, 0 }, 1, 1))
   end)
   it("is decided on the validation images where there are some, and then no test image has a part in the run", function()
     local function changed(test) -- the run with the test labels as they are, or all wrong
@@ -255,7 +271,8 @@ describe("an adaptive weight", function()
       return { s, weight = weight }
     end
     local path = out()
-    recipe({ { loss = { one = term(1), other = term(-0.5, { "adaptive", watch = "cosine", patience = 2 }) }, steps = 6 } }):run { out = path, quiet = true }
+    local weight = { "adaptive", watch = "cosine", patience = 2, factor = 0.5 }
+    recipe({ { loss = { one = term(1), other = term(-0.5, weight) }, steps = 6 } }):run { out = path, quiet = true }
     assert.matches("other: weight down to 0.5: its gradient's mean cosine to the others' is %-1.000", folder.read(path .. "/log.txt"))
     local steps = rows(path)
     assert.equal(1, steps[4]["weight.other"])

@@ -99,11 +99,11 @@ describe("a study", function()
   end
 
   -- One seed of a shipped study on small models, for two steps.
-  local function small(file, texts)
+  local function small(file, texts, seed)
     local s, root = core.loadfile("recipes/studies/" .. file)(), process.folder()
     s:override(texts)
     local kept = {}
-    for _, run in ipairs(s.runs) do if run.seed == 0 then kept[#kept + 1] = run end end
+    for _, run in ipairs(s.runs) do if run.seed == (seed or 0) then kept[#kept + 1] = run end end
     s.runs = kept
     local result = s:run { out = root, quiet = true }
     os.execute("rm -rf " .. root)
@@ -117,6 +117,19 @@ describe("a study", function()
     assert.equal(6, #rows)
     assert.same({ "bridge", "preset=large", 1 }, { rows[6].arm, rows[6].column, rows[6].n })
     assert.same({ 32, 96 }, { s.runs[1].recipe.resolved.teacher.dim, s.runs[6].recipe.resolved.teacher.dim })
+  end)
+
+  it("of the best combination runs, its adaptive arm with a held-out tenth", function()
+    local s, rows = small("best.lua", { "teacher.weights=", "stages.1.steps=2", "stages.2.steps=1", "student.dim=8", "student.depth=1", "teacher.depth=2",
+      "eval.metrics=[\"top1\"]", "eval.every=1 steps", "batch=5", "data.fraction=0.02" }, 3)
+    assert.equal(27, #rows)
+    local held = {}
+    for _, run in ipairs(s.runs) do
+      local r = run.recipe.resolved
+      assert.equal(3, r.seed)
+      if r.data.validation > 0 then held[run.arm] = r.data.validation end
+    end
+    assert.same({ adaptive = 0.1, ["all-90"] = 0.1 }, held)
   end)
 
   it("of lengths runs once an arm and has a row a length", function()

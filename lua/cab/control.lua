@@ -8,8 +8,8 @@ local M = {}
 
 ---@class Control
 ---@field ends table<string, integer> stage number -> the step at which a condition ended it
----@field terms table<string, {scale: number, best?: number, bad: integer, against: integer, stopped?: boolean}> "1.align" -> its state
----@field stages table<string, {best?: number, bad: integer}> of `stop.plateau`
+---@field terms table<string, {scale: number, first?: number, best?: number, bad: integer, against: integer, stopped?: boolean}> "1.align" -> its state
+---@field stages table<string, {first?: number, best?: number, bad: integer}> of `stop.plateau`
 
 --- The state of a run that has not begun.
 ---@return Control
@@ -97,16 +97,24 @@ local function values(job, stage, images, labels)
   return loss, r2
 end
 
--- Counts evaluations that do not bring `value` below the best by a share. True from `patience` on.
-local function flat(state, value, delta, patience)
-  if not state.best or value < state.best - delta * math.abs(state.best) then state.best, state.bad = value, 0
+--- Whether a loss has stopped falling: true once `patience` evaluations in a row have not brought it below its best by `delta` of its
+--- whole fall since the first. The share is of what there was to learn: a share of the best itself would ask for ever less as a loss
+--- goes to 0.
+---@param state {first?: number, best?: number, bad: integer} of the evaluations before; changed
+---@param value number the loss
+---@param delta number 0 to 1; 1: nothing is a fall
+---@param patience integer
+---@return boolean
+function M.flat(state, value, delta, patience)
+  state.first = state.first or value
+  if not state.best or state.best - value > delta * (state.first - value) then state.best, state.bad = value, 0
   else state.bad = state.bad + 1 end
   return state.bad >= patience
 end
 
 -- Whether an adaptive term has stopped helping, and how one can tell.
 local function idle(w, state, loss, mean)
-  local plateau = w.watch ~= "cosine" and flat(state, loss, w.delta, w.patience)
+  local plateau = w.watch ~= "cosine" and M.flat(state, loss, w.delta, w.patience)
   local against = false
   if w.watch ~= "plateau" and mean then
     state.against = mean < w.cosine and state.against + 1 or 0
@@ -146,7 +154,7 @@ local function ended(job, stage, number, found, row)
   if c.plateau and loss then
     local all, key = job.control.stages, tostring(number)
     all[key] = all[key] or { bad = 0 }
-    if flat(all[key], loss, c.delta, c.plateau) then return ("the held-out loss of %s stays at %.4g"):format(name, all[key].best) end
+    if M.flat(all[key], loss, c.delta, c.plateau) then return ("the held-out loss of %s stays at %.4g"):format(name, all[key].best) end
   end
 end
 

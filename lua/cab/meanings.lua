@@ -99,7 +99,7 @@ return {
     below = "its loss on held-out data (`data.validation`; without it, on the first test batch) falls below this",
     r2 = "its R2 reaches this",
     plateau = "so many evaluations in a row in which its held-out loss does not fall by `delta`",
-    delta = "as a share of the best",
+    delta = "as a share of the loss's fall since the stage's first evaluation",
     top1 = "the student's top-1 reaches this",
   },
   weight = {
@@ -115,9 +115,9 @@ return {
     to = "at the stage's beginning; evaluations lower it",
     watch = "what tells that the term no longer helps: its held-out loss stays, or its gradient works against the others'",
     patience = "evaluations in a row that find no help",
-    delta = "share by which the held-out loss must fall to be help",
+    delta = "share of its whole fall since the first evaluation by which the held-out loss must fall to be help",
     cosine = "mean over layers of the gradients' cosine, below which the term works against the others",
-    factor = "of the weight, each time",
+    factor = "of the weight, each time; 0 stops the term at once",
     floor = "share of `to` below which the term is stopped, and costs nothing any more",
   },
   compare = {

@@ -87,7 +87,7 @@ local stop = {
   below   = { numbers },                                        -- its loss on the held-out batch
   r2      = { numbers, max = 1 },
   plateau = { "integer", min = 1 },                             -- evaluations in a row without a fall by delta
-  delta   = { numbers, default = 0.01, min = 0, max = 1 },
+  delta   = { numbers, default = 0.05, min = 0, max = 1 },
   top1    = { numbers, min = 0, max = 100 },                    -- of the student
 }
 M.stop = stop

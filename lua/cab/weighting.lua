@@ -19,9 +19,9 @@ M.kinds = {
     to       = weight,                                                -- at the stage's beginning
     watch    = { "string", default = "both", one_of = { "both", "plateau", "cosine" } },
     patience = { "integer", default = 2, min = 1 },                   -- evaluations in a row that find no help
-    delta    = { "number", default = 0.01, min = 0, max = 1 },        -- share by which the held-out loss must fall to be help
+    delta    = { "number", default = 0.05, min = 0, max = 1 },        -- share of its whole fall by which the held-out loss must fall to be help
     cosine   = { "number", default = 0, min = -1, max = 1 },          -- mean over layers below which the term works against the others
-    factor   = { "number", default = 0.5, min = 0, max = 1 },         -- of the weight each time
+    factor   = { "number", default = 0, min = 0, max = 1 },           -- of the weight each time; 0 stops the term at once
     floor    = { "number", default = 0.1, min = 0, max = 1 },         -- below this share of `to` the term is stopped
   },
 }
