@@ -15,7 +15,7 @@ gpus=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU')
 workers=${WORKERS:-$((gpus > 0 ? 3 * gpus : 1))}
 read -ra set <<<"${SET:-}"
 read -ra teacher_set <<<"${TEACHER_SET:-}"
-[ $# -gt 0 ] || set -- methods controls bridges maps layers weight stopping smallest taps teacher_size lengths
+[ $# -gt 0 ] || set -- methods controls bridges maps layers weight stopping smallest taps teacher_size lengths best
 
 left() { echo $((limit - SECONDS)); }
 
