@@ -123,6 +123,7 @@ dist:
 bench: all
 	$B/cab run tests/bench/bench.lua
 	$B/cab run tests/bench/language.lua
+	$B/cab run tests/bench/audit.lua
 	$B/cab run tests/bench/tokenizer.lua
 
 lint:

@@ -1,6 +1,8 @@
 --- The gradient audit: which parameters and taps does each loss term reach, and how strongly? A declared edge that carries no
---- gradient is a fault that names it. One pass a term, so that a stage is audited at the cost of two steps at most.
+--- gradient is a fault that names it. One pass a term and one of all together, which tells what a step costs, on so few rows that
+--- they are one step's: a stage is audited at the cost of two steps at most, the first of a process included.
 local core = require "cab.core"
+local jobs = require "cab.job"
 local nn = require "cab.nn"
 local options = require "cab.options"
 local weighting = require "cab.weighting"
@@ -21,8 +23,8 @@ local M = {}
 ---@field warnings string[]
 ---@field count integer images or rows in each pass
 ---@field seconds number all passes
----@field pass number seconds of the last one
----@field activations integer bytes that a whole batch needs besides what was there
+---@field step number seconds of a whole step's forwards and backwards, by the last pass, which finds memory and libraries ready; 0 with faults
+---@field activations integer bytes that a whole batch, or part of one, needs besides what was there, gradients included
 
 --- Parameters as an audit counts them together: "layers.*.mixer.in_proj" of a student, "aligner.proj_B" of a bridge.
 ---@param p table of job.params
@@ -171,16 +173,10 @@ local function pass(job, stage, number, i, batch, audit)
   local leaves, cut, faults, term = {}, {}, audit.faults, stage.terms[i]
   local who = ("stage %d: loss term '%s'"):format(number, term.name)
   job:clear_gradients()
-  local live = core.memory(job.device).live
-  core.reset_peak(job.device)
-  local begun = core.now()
   local terms = probed(job, leaves, cut, function() return (job:losses(stage, batch.images, batch.labels, batch.targets)) end)
   local out = { norm = 0, student = 0, groups = {}, taps = {} }
   local value = terms[i].value
   if value.requires_grad then value:backward() end
-  core.sync(job.device)
-  audit.pass = core.now() - begun
-  audit.activations = math.max(audit.activations, core.memory(job.device).peak - live)
   out.norm, out.student = term.weight * core.grad_norm(job:tensors()), term.weight * core.grad_norm(job:tensors(true))
   out.groups = groups_of(job, term.weight)
   if weighting.peak(term.schedule or term.weight) == 0 then
@@ -201,6 +197,21 @@ local function pass(job, stage, number, i, batch, audit)
   return out
 end
 
+-- A step without its update, and what a whole batch of such rows takes: the gradients of parameters do not grow with it.
+local function measure(job, stage, batch, audit, times)
+  local scope <close> = core.scope() -- luacheck: ignore scope
+  core.sync(job.device)
+  local live, begun, gradients = core.memory(job.device).live, core.now(), 0
+  core.reset_peak(job.device)
+  local total = jobs.total((job:losses(stage, batch.images, batch.labels, batch.targets)))
+  if total.requires_grad then total:backward() end
+  core.sync(job.device)
+  audit.step = (core.now() - begun) * times * job.recipe.accumulate
+  for _, p in ipairs(job.params) do gradients = gradients + (p.tensor.grad and p.tensor.grad:bytes() or 0) end
+  audit.activations = math.floor(gradients + times * math.max(0, core.memory(job.device).peak - live - gradients))
+  job:clear_gradients()
+end
+
 --- Audits a stage on a batch {images, labels?, targets?} as the stepper has it. Clears all gradients; weights stay.
 ---@param job Job
 ---@param number integer of the stage
@@ -209,8 +220,8 @@ end
 function M.stage(job, number, batch)
   local stage, before = job.stages[number], core.memory(job.device).peak
   local whole = batch.images:size(1)
-  local count = math.min(whole, math.max(2, 2 * whole // math.max(2, #stage.terms)))
-  local audit = { terms = {}, order = {}, faults = {}, warnings = {}, count = count, seconds = core.now(), pass = 0, activations = 0, groups = {} }
+  local count = math.min(whole, math.max(2, whole // (#stage.terms + 1)))
+  local audit = { terms = {}, order = {}, faults = {}, warnings = {}, count = count, seconds = core.now(), step = 0, activations = 0, groups = {} }
   local few <close> = core.scope() -- luacheck: ignore few
   batch = part(batch, count)
   if stage.schedule.lr == 0 then audit.faults[1] = ("stage %d trains nothing: its learning rate is 0"):format(number) end
@@ -225,8 +236,8 @@ function M.stage(job, number, batch)
     if not seen[g] then audit.groups[#audit.groups + 1], seen[g] = g, true end
   end
   for _, t in pairs(audit.terms) do t.share = sum > 0 and t.student / sum or 0 end
+  if #audit.faults == 0 then measure(job, stage, batch, audit, whole / count) end
   audit.seconds = core.now() - audit.seconds
-  audit.activations = audit.activations * whole // count
   audit.peak = before
   return audit
 end
@@ -249,6 +260,7 @@ function M.line(audit)
     end
   end
   if edges > 0 then parts[#parts + 1] = ("%d of %d taps"):format(live, edges) end
+  if audit.step > 0 then parts[#parts + 1] = ("at the cost of %.1f steps"):format(audit.seconds / audit.step) end
   return table.concat(parts, ", ")
 end
 

@@ -52,6 +52,7 @@ function M.recipe(r)
     table.move(audit.faults, 1, #audit.faults, #out.faults + 1, out.faults)
     if #audit.faults == 0 then
       local spent, bytes = measure(job, stage, number, stepper)
+      audit.step = spent
       seconds, most = seconds + spent * (stage.last - stage.first + 1), math.max(most, bytes)
     end
   end

@@ -130,7 +130,8 @@ return {
   data = {
     fraction = "of the training images of each class; nested: 5 % is part of 10 %",
     seed = "of fraction and validation: the same images for every method",
-    validation = "share of those images of each class, rounded down, that is held out of training; best weights, adaptive weights and ends of stages are then decided on them and not on the test images; what a smaller fraction holds out, a larger does too",
+    validation = "share of those images of each class, rounded down, that is held out of training: best weights, adaptive weights and ends of stages are "
+      .. "then decided on them, not on the test images; nested as `fraction`",
     list = "a file of `cab data subset`: the training images",
     flip = "mirrored left-right with probability 1/2",
     pad = "random crop after padding each side by so many pixels",

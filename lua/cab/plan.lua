@@ -18,6 +18,7 @@ local SPARE = 0.9 -- share of the memory at hand that a plan fills
 ---@field step number seconds a step, as measured
 ---@field steps integer
 ---@field seconds number step * steps: training without evaluations
+---@field captured boolean steps will be replayed as one graph, and cost less than the measured one
 
 local function bytes_of(list, key)
   local n = 0
@@ -65,7 +66,7 @@ function M.new(job, activations, seconds)
   most = math.min(most * parts, job.data.count.train)
   return { accumulate = accumulate,
     rows = rows, bytes = sum, size = memory.size, free = free, fits = sum <= SPARE * free, batch = most > 8 and most // 8 * 8 or most,
-    step = seconds, steps = job.steps, seconds = seconds * job.steps }
+    step = seconds, steps = job.steps, seconds = seconds * job.steps, captured = not cpu and job.recipe.capture }
 end
 
 --- A plan in one line.
@@ -73,8 +74,8 @@ end
 ---@return string
 function M.line(plan)
   local fits = plan.fits and "fits" or ("does not fit; try accumulate=%d, or batch=%d"):format(plan.accumulate, plan.batch)
-  return ("%s of %s at hand, %s; %.3g s a step, about %s of training"):format(term.bytes(plan.bytes), term.bytes(plan.free), fits, plan.step,
-    progress.clock(plan.seconds))
+  return ("%s of %s at hand, %s; %.3g s a step%s, about %s of training"):format(term.bytes(plan.bytes), term.bytes(plan.free), fits, plan.step,
+    plan.captured and " until it is captured, then less" or "", progress.clock(plan.seconds))
 end
 
 --- A plan as a table of classes and what follows from it.

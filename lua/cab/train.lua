@@ -121,7 +121,7 @@ function Run:first(stage, number)
   end
   self:say(("audit of stage %d: %s"):format(number, audits.line(audit)))
   for _, text in ipairs(audit.warnings) do self:say("warning: " .. text) end
-  if stage.first == 1 then self:say("plan: " .. plans.line(plans.new(job, audit.activations, audit.pass * job.recipe.accumulate))) end
+  if stage.first == 1 then self:say("plan: " .. plans.line(plans.new(job, audit.activations, audit.step))) end
 end
 
 -- Has the stepper take the batch of a step; loaders are opened at the right place of the right epoch.
@@ -453,9 +453,11 @@ function M.run(r, o)
   if stopped then check.fail(75, ("stopped after step %d; go on with --resume --out %s"):format(at, path), { id = "stopped" }) end
   local last, seconds = self.last or {}, self.spent + core.now() - self.begun
   if self.job.data.close then self.job.data:close() end
-  local result = { path = path, name = name, validation = last.validation, top1 = last.top1, top5 = last.top5, perplexity = last.perplexity,
+  local result = { path = path, name = name, validation = last.validation, top1 = last.top1, top5 = last.top5,
+    perplexity = last.perplexity,
     parameters = self.job.student:size(), loss = last.loss, r2 = last.r2, average = last.average,
-    lengths = self.lengths, best = self.best, best_step = self.best_step, steps = self.job.steps, seconds = seconds, images_per_second = not self.job.text and self.bar:rate() or nil,
+    lengths = self.lengths,
+    best = self.best, best_step = self.best_step, steps = self.job.steps, seconds = seconds, images_per_second = not self.job.text and self.bar:rate() or nil,
     tokens_per_second = self.job.text and self.bar:rate() or nil,
     device = self.job.device, peak = memory.peak }
   if self.done then self.folder:json("result.json", runs.plain(result)) end

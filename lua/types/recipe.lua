@@ -195,7 +195,7 @@
 ---@field threads? integer loader threads; any number gives the same batches (1)
 ---@field tolerant? boolean warnings of image decoders are counted, not errors (false)
 ---@field train? table the folder, or files, of the training split ({ "data_batch_1.bin", "data_batch_2.bin", "data_batch_3.bin", "data_batch_4.bin", "data_batch_5.bin" })
----@field validation? number share of those images of each class, rounded down, that is held out of training; best weights, adaptive weights and ends of stages are then decided on them and not on the test images; what a smaller fraction holds out, a larger does too (0)
+---@field validation? number share of those images of each class, rounded down, that is held out of training: best weights, adaptive weights and ends of stages are then decided on them, not on the test images; nested as fraction (0)
 
 ---@class cab.given.data.fashion
 ---@field augment? string RandAugment as timm writes it, rand-m9-mstd0.5-inc1, or 3-augment ("")
@@ -217,7 +217,7 @@
 ---@field switch? number probability of cutmix where both are on (0.5)
 ---@field threads? integer loader threads; any number gives the same batches (1)
 ---@field tolerant? boolean warnings of image decoders are counted, not errors (false)
----@field validation? number share of those images of each class, rounded down, that is held out of training; best weights, adaptive weights and ends of stages are then decided on them and not on the test images; what a smaller fraction holds out, a larger does too (0)
+---@field validation? number share of those images of each class, rounded down, that is held out of training: best weights, adaptive weights and ends of stages are then decided on them, not on the test images; nested as fraction (0)
 
 ---@class cab.given.data.folder
 ---@field augment? string RandAugment as timm writes it, rand-m9-mstd0.5-inc1, or 3-augment ("")
@@ -248,7 +248,7 @@
 ---@field threads? integer loader threads; any number gives the same batches (1)
 ---@field tolerant? boolean warnings of image decoders are counted, not errors (false)
 ---@field train? string the folder, or files, of the training split ("train")
----@field validation? number share of those images of each class, rounded down, that is held out of training; best weights, adaptive weights and ends of stages are then decided on them and not on the test images; what a smaller fraction holds out, a larger does too (0)
+---@field validation? number share of those images of each class, rounded down, that is held out of training: best weights, adaptive weights and ends of stages are then decided on them, not on the test images; nested as fraction (0)
 
 ---@class cab.given.data.idx
 ---@field augment? string RandAugment as timm writes it, rand-m9-mstd0.5-inc1, or 3-augment ("")
@@ -274,7 +274,7 @@
 ---@field tolerant? boolean warnings of image decoders are counted, not errors (false)
 ---@field train_images string IDX file, may be .gz
 ---@field train_labels string IDX file, may be .gz
----@field validation? number share of those images of each class, rounded down, that is held out of training; best weights, adaptive weights and ends of stages are then decided on them and not on the test images; what a smaller fraction holds out, a larger does too (0)
+---@field validation? number share of those images of each class, rounded down, that is held out of training: best weights, adaptive weights and ends of stages are then decided on them, not on the test images; nested as fraction (0)
 
 ---@class cab.given.data.imagenet
 ---@field augment? string RandAugment as timm writes it, rand-m9-mstd0.5-inc1, or 3-augment ("")
@@ -305,7 +305,7 @@
 ---@field threads? integer loader threads; any number gives the same batches (1)
 ---@field tolerant? boolean warnings of image decoders are counted, not errors (false)
 ---@field train? string the folder, or files, of the training split ("train")
----@field validation? number share of those images of each class, rounded down, that is held out of training; best weights, adaptive weights and ends of stages are then decided on them and not on the test images; what a smaller fraction holds out, a larger does too (0)
+---@field validation? number share of those images of each class, rounded down, that is held out of training: best weights, adaptive weights and ends of stages are then decided on them, not on the test images; nested as fraction (0)
 
 ---@class cab.given.data.text
 ---@field ending? integer id that ends documents in such files; -1: the tokenizer's (-1)
