@@ -226,17 +226,22 @@ function M.stage(job, number, batch)
   batch = part(batch, count)
   if stage.schedule.lr == 0 then audit.faults[1] = ("stage %d trains nothing: its learning rate is 0"):format(number) end
   local sum = 0
-  for i, term in ipairs(stage.terms) do
-    local t = pass(job, stage, number, i, batch, audit)
-    audit.terms[term.name], audit.order[i], sum = t, term.name, sum + t.student
-  end
+  job.part = { first = 1, last = count } -- of what a cache holds of the batch
+  local ok, e = pcall(function()
+    for i, term in ipairs(stage.terms) do
+      local t = pass(job, stage, number, i, batch, audit)
+      audit.terms[term.name], audit.order[i], sum = t, term.name, sum + t.student
+    end
+    if #audit.faults == 0 then measure(job, stage, batch, audit, whole / count) end
+  end)
+  job.part = nil
+  if not ok then error(e, 0) end
   local seen = {}
   for _, p in ipairs(job.params) do
     local g = M.group(p)
     if not seen[g] then audit.groups[#audit.groups + 1], seen[g] = g, true end
   end
   for _, t in pairs(audit.terms) do t.share = sum > 0 and t.student / sum or 0 end
-  if #audit.faults == 0 then measure(job, stage, batch, audit, whole / count) end
   audit.seconds = core.now() - audit.seconds
   audit.peak = before
   return audit

@@ -22,7 +22,7 @@ local function measure(path, overrides, with)
     if step == 1 then
       stepper:begin(stage, number)
       if with then
-        require "cab.audit".stage(job, 1, { images = stepper:images(), labels = stepper.batch.labels, targets = stepper.batch.targets })
+        require "cab.audit".stage(job, 1, stepper:part())
         core.sync(job.device)
         times.audit = core.now() - begun
         begun = core.now()
