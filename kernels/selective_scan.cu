@@ -77,6 +77,7 @@ static __global__ void __launch_bounds__(THREADS<Wide<T>>, 3) forward_kernel(con
   Raw<T> raw[PASSES];
   W state[4], rate[4];
   fetch<LOW>(p, tokens, gates, me.row, inside ? tokens_of(p, at.first) : 0, raw);
+  bool moved = p.segments > 1;
   if (h) h += ((at.b * p.chunks + at.first) * s.N + 4 * me.q) * s.E + e;
   for (int k = at.first; k < at.end; k++) {
     const int count = tokens_of(p, k), mine = inside ? count : 0;
@@ -113,7 +114,7 @@ static __global__ void __launch_bounds__(THREADS<Wide<T>>, 3) forward_kernel(con
       if (k == at.first && entries)
         load_states(entries + ((at.b * p.segments + at.segment) * s.N + n0) * s.E + e, s.E, states, 0, state);
       if (g) __syncthreads();
-      else moving = __syncthreads_or(moving);
+      else moving = __syncthreads_or(moving), moved |= moving;
       if (g == 0) {
         fetch<LOW>(p, tokens, gates, me.row, inside && k + 1 < at.end ? tokens_of(p, k + 1) : 0, raw);
         if (LOW && k + 1 < at.end) low.stage(p, at.b, k + 1, tokens_of(p, k + 1));
@@ -141,6 +142,7 @@ static __global__ void __launch_bounds__(THREADS<Wide<T>>, 3) forward_kernel(con
     if (h) h += s.N * s.E;
     here.each(me.row, mine, [&](int i, int64_t o) { y[o] = narrow<T>(sum[i] * gate[i]); });
   }
+  if (f.h && s.N && !at.first && !threadIdx.x) f.h[at.b * p.chunks * s.N * s.E + e0] = moved; /* see selective_scan_still.cuh */
 }
 
 /* Column `from` of m[b], one warp for each: d_s B_s at the token `from`, carried on; lanes are channels. sum is m, or its

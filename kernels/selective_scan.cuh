@@ -395,7 +395,7 @@ static __global__ void entries_kernel(ScanShape s, int64_t segments, const W *A,
 struct Room {
   CabStream *s;
   int count = 0;
-  struct { void *data; size_t bytes; } block[4 * SCAN_PAIR];
+  struct { void *data; size_t bytes; } block[5 * SCAN_PAIR];
   explicit Room(CabStream *stream) : s(stream) {}
   Room(const Room &) = delete;
   ~Room() { while (count--) s->release(s->device, block[count].data, block[count].bytes); }

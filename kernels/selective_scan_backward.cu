@@ -9,8 +9,10 @@
  * Sums over states go through shared memory, those over channels (gB, gC) through shuffles to one row per warp, through
  * shared memory to one per block, and through scratch to one; sums over tokens stay in registers to the end and meet over
  * the batch in scratch. With a weight, gx_t = gd_t softplus'; gdt_t = sum_e gx_t weight takes the way of gB, and gweight =
- * sum_t gx_t dt_t that of gA, but for staying in shared memory. All orders are fixed. */
-#include "selective_scan.cuh"
+ * sum_t gx_t dt_t that of gA, but for staying in shared memory. All orders are fixed.
+ *
+ * A scan all of whose decays are 1 is left to still_kernel: forward has said which, and the other kernel ends at once. */
+#include "selective_scan_still.cuh"
 
 namespace scan {
 
@@ -24,17 +26,6 @@ template <class W, bool GATE> struct BackwardShared {
   W slope_z[GATE ? TOKENS : 1][CHANNELS<W>];               /* gy silu'(z) */
   Four<W> b[TOKENS][2][QUADS], c[TOKENS][2][QUADS];
   W rows[THREADS<W> / 32][TOKENS][2 * GROUP];              /* gB, gC summed over the channels of a warp */
-};
-
-/* One scan of a launch. */
-template <class T> struct Adjoint {
-  Scan<T> scan;
-  const Wide<T> *h, *entries; /* adjoint states at the entry of each segment; NULL: zero */
-  const T *gy;
-  T *gu, *gdt, *gz;
-  Wide<T> *by_tile;  /* gB, gC of a block's channels and gdt of a weight: [tiles, B L (2 N + R)], or NULL */
-  Wide<T> *by_batch; /* rows gA[E,N] gD[E] gbias[E] gweight[E,R]: [B, segments, E (N + 2 + R)], or NULL */
-  Wide<T> *parked;   /* with several groups, their adjoint states and gA: [blocks, groups, 8, THREADS] */
 };
 
 template <class T> struct RawAdjoint { T u, dt, gy, z; };
@@ -196,6 +187,8 @@ static __global__ void __launch_bounds__(THREADS<Wide<T>>, sizeof(Wide<T>) == 4 
   const Adjoint<T> &a = each.of[blockIdx.y];
   const Scan<T> &p = a.scan;
   const ScanShape &s = p.s;
+  if (a.tiles && stands_still(p, a.h)) return; /* still_kernel's */
+  if (a.tiles && !blockIdx.x && !threadIdx.x) *a.tiles = (int)p.tiles;
   const Place at = place_of(p, blockIdx.x);
   const Part<W> me;
   const int odd = me.lane & 1, last = at.end - 1;
@@ -218,7 +211,7 @@ static __global__ void __launch_bounds__(THREADS<Wide<T>>, sizeof(Wide<T>) == 4 
   W *totals = a.by_batch + segment * wide_row;
   fetch<GATE, LOW>(p, a.gy, tokens, gates, me.row, inside ? tokens_of(p, last) : 0, raw);
   if (ONE) {
-    load_states(h, s.E, states, odd, entry);
+    load_states(h, s.E, last ? states : 0, odd, entry);
     load_states(h + s.N * s.E, s.E, last + 1 < p.chunks ? states : 0, odd, exit);
 #pragma unroll
     for (int n = 0; n < 4; n++) rate[n] = rate_at(p.A, 4 * me.q + (n ^ odd), e, s), carry[n] = gA[n] = 0;
@@ -253,7 +246,7 @@ static __global__ void __launch_bounds__(THREADS<Wide<T>>, sizeof(Wide<T>) == 4 
       feed_b.stage(count, n0, s.N, sh.b[0][0]);
       feed_c.stage(count, n0, s.N, sh.c[0][0]);
       if (!ONE) {
-        load_states(h + n0 * s.E, s.E, states - n0, odd, entry);
+        load_states(h + n0 * s.E, s.E, k ? states - n0 : 0, odd, entry);
         load_states(h + (s.N + n0) * s.E, s.E, k + 1 < p.chunks ? states - n0 : 0, odd, exit);
 #pragma unroll
         for (int n = 0; n < 4; n++) {
@@ -310,7 +303,7 @@ static __global__ void __launch_bounds__(THREADS<Wide<T>>, sizeof(Wide<T>) == 4 
     if (ONE) {
 #pragma unroll
       for (int n = 0; n < 4; n++) exit[n] = entry[n];
-      load_states(h, s.E, k > at.first ? states : 0, odd, entry);
+      load_states(h, s.E, k > at.first && k > 1 ? states : 0, odd, entry);
     }
   }
   if (!a.by_batch) return;
@@ -337,11 +330,12 @@ template <class O> struct Output {
 };
 template <class O> struct Outputs { Output<O> of[4]; };
 
-/* Sums the rows of from[rows, columns], SPLIT threads to a column. */
+/* Sums the rows of from[rows, columns], or where `fewer` is given its number of the first of them, SPLIT threads to a column. */
 template <class O, int SPLIT>
 static __global__ void __launch_bounds__(256)
-    add_rows_kernel(int64_t rows, int64_t columns, const Wide<O> *from, Outputs<O> out) {
+    add_rows_kernel(int64_t rows, const int *fewer, int64_t columns, const Wide<O> *from, Outputs<O> out) {
   typedef Wide<O> W;
+  if (fewer) rows = *fewer;
   constexpr int WIDTH = 256 / SPLIT;
   __shared__ W part[SPLIT][WIDTH];
   const int x = threadIdx.x % WIDTH, y = threadIdx.x / WIDTH;
@@ -401,7 +395,8 @@ template <class T> static void clear_sums(CabStream *stream, const ScanShape *s,
 }
 
 template <class T>
-static Adjoint<T> prepare(CabStream *stream, Room &room, const Scan<T> &p, const void *h, const void *gy, const ScanGradients &to) {
+static Adjoint<T> prepare(CabStream *stream, Room &room, const Scan<T> &p, const void *h, const void *gy, const ScanGradients &to,
+                          bool still) {
   typedef Wide<T> W;
   const ScanShape &s = p.s;
   const bool tiled = ((to.b || to.c) && s.N) || (to.dt && s.R), batched = to.A || to.D || to.bias || to.weight;
@@ -410,7 +405,8 @@ static Adjoint<T> prepare(CabStream *stream, Room &room, const Scan<T> &p, const
   W *parked = (W *)room.get(p.groups > 1 ? (size_t)(blocks_of(p) * p.groups * 8 * THREADS<W>) * sizeof(W) : 0);
   const W *entries = find_entries<true>(stream, p, gy, room.get(entries_bytes(p)));
   if (!p.z) clear(stream, to.z, s.B * s.L * s.E * sizeof(T));
-  return {p, (const W *)h, entries, (const T *)gy, (T *)to.u, (T *)to.dt, (T *)to.z, by_tile, by_batch, parked};
+  return {p, (const W *)h, entries, (const T *)gy, (T *)to.u, (T *)to.dt, (T *)to.z, by_tile, by_batch, parked,
+          still ? (int *)room.get(sizeof(int)) : nullptr};
 }
 
 template <class T> static void add_up(CabStream *stream, const Adjoint<T> &a, const ScanGradients &to) {
@@ -419,11 +415,11 @@ template <class T> static void add_up(CabStream *stream, const Adjoint<T> &a, co
   const int64_t rows = s.B * s.L, tiled = rows * (2 * s.N + s.R), columns = s.E * (s.N + 2 + s.R);
   if (a.by_tile)
     add_rows_kernel<T, 1><<<blocks_for(tiled, 256), 256, 0, stream->stream>>>(
-        a.scan.tiles, tiled, a.by_tile, Outputs<T>{{{(T *)to.b, rows * s.N, s.N, to.ldb, to.add_b}, {(T *)to.c, rows * s.N, s.N, to.ldc, to.add_c},
+        a.scan.tiles, a.tiles, tiled, a.by_tile, Outputs<T>{{{(T *)to.b, rows * s.N, s.N, to.ldb, to.add_b}, {(T *)to.c, rows * s.N, s.N, to.ldc, to.add_c},
                                                     {(T *)to.dt, rows * s.R, s.R, to.ldt, false}}});
   if (a.by_batch)
     add_rows_kernel<W, 8><<<blocks_for(columns, 32), 256, 0, stream->stream>>>(
-        s.B * a.scan.segments, columns, a.by_batch, Outputs<W>{{{(W *)to.A, s.E * s.N}, {(W *)to.D, s.E}, {(W *)to.bias, s.E},
+        s.B * a.scan.segments, nullptr, columns, a.by_batch, Outputs<W>{{{(W *)to.A, s.E * s.N}, {(W *)to.D, s.E}, {(W *)to.bias, s.E},
                                                                 {(W *)to.weight, s.E * s.R}}});
 }
 
@@ -436,11 +432,19 @@ static void backward(CabStream *stream, int count, const ScanShape *s, const Sca
   }
   Room room(stream);
   Each<Adjoint<T>> each = {};
-  for (int i = 0; i < count; i++) each.of[i] = prepare<T>(stream, room, plan<T>(stream, &s[i], in[i], 2, count), h[i], gy[i], to[i]);
+  const bool gate = in->z;
+  int tiles = 0, warps = 0;
+  for (int i = 0; i < count; i++) {
+    const Scan<T> p = plan<T>(stream, &s[i], in[i], 2, count);
+    const bool still = still_scan(stream, s, p, gate, count, &tiles, &warps);
+    each.of[i] = prepare<T>(stream, room, p, h[i], gy[i], to[i], still);
+  }
   if (stream->failed) return;
-  const bool gate = in->z, one = each.of[0].scan.groups == 1;
+  const bool one = each.of[0].scan.groups == 1;
   if (one) gate ? launch<true, true>(stream, count, each) : launch<false, true>(stream, count, each);
   else gate ? launch<true, false>(stream, count, each) : launch<false, false>(stream, count, each);
+  if constexpr (sizeof(T) != sizeof(double))
+    if (tiles) launch_still(stream, count, each, tiles, warps);
   for (int i = 0; i < count; i++) add_up(stream, each.of[i], to[i]);
 }
 
