@@ -1,9 +1,10 @@
 /* selective_scan.cu - the scan forward, and its matrix for pictures (layout: selective_scan.cuh).
  *
  * Per token and state one exponential and four multiplications or additions; per token and lane three vector loads from
- * shared memory and one store. The next chunk's tokens are fetched from memory while the states march. */
+ * shared memory and one store. The next chunk's tokens are fetched from memory while the states march. What still_forward_kernel can do
+ * it has done before. */
 #include "scan_pair.h"
-#include "selective_scan.cuh"
+#include "selective_scan_still_forward.cuh"
 
 namespace scan {
 
@@ -42,16 +43,6 @@ __device__ __forceinline__ void march(ForwardShared<W> &sh, const Part<W> &me, c
   }
 }
 
-/* One scan of a launch. entries: states at the entry of each segment, NULL: zero. parked: with several groups of states, room
- * for [blocks, groups, 4, THREADS] while another group marches. h may be NULL. */
-template <class T> struct Forward {
-  Scan<T> scan;
-  const Wide<T> *entries;
-  Wide<T> *parked;
-  T *y;
-  Wide<T> *h;
-};
-
 /* Grid: blocks x scans. ONE: there is one group of states. LOW: dt goes through a weight. */
 template <class T, bool ONE, bool LOW>
 static __global__ void __launch_bounds__(THREADS<Wide<T>>, 3) forward_kernel(const __grid_constant__ Each<Forward<T>> each) {
@@ -67,6 +58,7 @@ static __global__ void __launch_bounds__(THREADS<Wide<T>>, 3) forward_kernel(con
   const Place at = place_of(p, blockIdx.x);
   const Part<W> me;
   const int64_t e0 = at.tile * CHANNELS<W>, column = e0 + me.column, e = e0 + me.channel;
+  if (f.done && f.done[at.b * f.done_tiles + e0 / f.done_width]) return;
   const bool inside = column < s.E;
   const W D = p.D && inside ? p.D[column] : W(0), bias = p.bias && inside ? p.bias[column] : W(0);
   const Low<W> low(behind, s.R);
@@ -195,12 +187,16 @@ static void forward(CabStream *stream, int count, const ScanShape *s, const Scan
   if (!s->B || !s->L || !s->E) return;
   Each<Forward<T>> each = {};
   Room room(stream);
+  bool still = true;
   for (int i = 0; i < count; i++) {
     const Scan<T> p = plan<T>(stream, &s[i], in[i], 3, count);
     const W *entries = find_entries<false>(stream, p, nullptr, room.get(entries_bytes(p)));
     W *parked = (W *)room.get(p.groups > 1 ? (size_t)(blocks_of(p) * p.groups * 4 * THREADS<W>) * sizeof(W) : 0);
     each.of[i] = Forward<T>{p, entries, parked, (T *)y[i], (W *)h[i]};
+    still = still && still_forward_fits(each.of[i]);
   }
+  if constexpr (sizeof(T) != sizeof(double))
+    if (still) forward_still(stream, room, count, each);
   if (stream->failed) return;
   const Scan<T> &p = each.of[0].scan;
   const bool one = p.groups == 1;

@@ -85,9 +85,10 @@ local function scan_pair(c, dtype, still, rank)
   local names = { "u", "dt", "A", "B", "C", "D", "bias", rank and "weight" or nil }
   local A = still and core.full({ e, n }, -math.exp(-20), "f32", timing.device) or op.affine(op.abs(random("f32", e, n)), -1, -0.1)
   local D, bias = random("f32", e), random("f32", e)
+  local weight = rank and op.affine(random("f32", e, rank), 0.3 * rank ^ -0.5) or nil -- about as dt_proj starts
   local sets = timing.sets(function()
     local low, B, C = random(dtype, b, l, 12 + 2 * n):split(3, { rank or 12, n, n })
-    return { random(dtype, b, l, e), rank and low or random(dtype, b, l, e), A, B, C, D, bias, rank and random("f32", e, rank) or nil }
+    return { random(dtype, b, l, e), rank and low or random(dtype, b, l, e), A, B, C, D, bias, weight }
   end)
   for i, set in ipairs(sets) do -- the other direction reads another set
     for k = 1, #names do set[#names + k] = sets[i % #sets + 1][k] end
