@@ -328,22 +328,28 @@ template <class O> struct Output {
   int64_t columns, width, ld; /* of them `width` to a row, rows of stride ld */
   bool add;
 };
-template <class O> struct Outputs { Output<O> of[4]; };
+/* The sum of the rows of from[rows, columns], or of the first *fewer of them. from NULL: nothing is asked for. */
+template <class O> struct Sum {
+  int64_t rows, columns;
+  const int *fewer;
+  const Wide<O> *from;
+  Output<O> to[4];
+};
 
-/* Sums the rows of from[rows, columns], or where `fewer` is given its number of the first of them, SPLIT threads to a column. */
-template <class O, int SPLIT>
-static __global__ void __launch_bounds__(256)
-    add_rows_kernel(int64_t rows, const int *fewer, int64_t columns, const Wide<O> *from, Outputs<O> out) {
+/* SPLIT threads to a column. Grid: columns x scans. */
+template <class O, int SPLIT> static __global__ void __launch_bounds__(256) add_rows_kernel(const __grid_constant__ Each<Sum<O>> each) {
   typedef Wide<O> W;
-  if (fewer) rows = *fewer;
   constexpr int WIDTH = 256 / SPLIT;
   __shared__ W part[SPLIT][WIDTH];
+  const Sum<O> &s = each.of[blockIdx.y];
+  if (!s.from) return;
+  const int64_t rows = s.fewer ? *s.fewer : s.rows;
   const int x = threadIdx.x % WIDTH, y = threadIdx.x / WIDTH;
   int64_t i = (int64_t)blockIdx.x * WIDTH + x;
   W sum = 0;
-  if (i < columns)
+  if (i < s.columns)
 #pragma unroll 8
-    for (int64_t r = y; r < rows; r += SPLIT) sum += from[r * columns + i];
+    for (int64_t r = y; r < rows; r += SPLIT) sum += s.from[r * s.columns + i];
   if constexpr (SPLIT > 1) {
     part[y][x] = sum;
     __syncthreads();
@@ -353,7 +359,7 @@ static __global__ void __launch_bounds__(256)
   }
 #pragma unroll
   for (int k = 0; k < 4; k++) {
-    const Output<O> &o = out.of[k];
+    const Output<O> &o = s.to[k];
     if (i >= 0 && i < o.columns && o.to) {
       O *to = o.to + (o.width == o.ld ? i : i / o.width * o.ld + i % o.width);
       *to = narrow<O>(o.add ? wide_of(*to) + sum : sum);
@@ -409,18 +415,24 @@ static Adjoint<T> prepare(CabStream *stream, Room &room, const Scan<T> &p, const
           still ? (int *)room.get(sizeof(int)) : nullptr};
 }
 
-template <class T> static void add_up(CabStream *stream, const Adjoint<T> &a, const ScanGradients &to) {
+template <class T> static void add_up(CabStream *stream, int count, const Each<Adjoint<T>> &each, const ScanGradients *to) {
   typedef Wide<T> W;
-  const ScanShape &s = a.scan.s;
+  const ScanShape &s = each.of[0].scan.s;
   const int64_t rows = s.B * s.L, tiled = rows * (2 * s.N + s.R), columns = s.E * (s.N + 2 + s.R);
-  if (a.by_tile)
-    add_rows_kernel<T, 1><<<blocks_for(tiled, 256), 256, 0, stream->stream>>>(
-        a.scan.tiles, a.tiles, tiled, a.by_tile, Outputs<T>{{{(T *)to.b, rows * s.N, s.N, to.ldb, to.add_b}, {(T *)to.c, rows * s.N, s.N, to.ldc, to.add_c},
-                                                    {(T *)to.dt, rows * s.R, s.R, to.ldt, false}}});
-  if (a.by_batch)
-    add_rows_kernel<W, 8><<<blocks_for(columns, 32), 256, 0, stream->stream>>>(
-        s.B * a.scan.segments, nullptr, columns, a.by_batch, Outputs<W>{{{(W *)to.A, s.E * s.N}, {(W *)to.D, s.E}, {(W *)to.bias, s.E},
-                                                                {(W *)to.weight, s.E * s.R}}});
+  Each<Sum<T>> by_tile = {};
+  Each<Sum<W>> by_batch = {};
+  bool tile = false, batch = false;
+  for (int i = 0; i < count; i++) {
+    const Adjoint<T> &a = each.of[i];
+    const ScanGradients &g = to[i];
+    tile |= a.by_tile != nullptr, batch |= a.by_batch != nullptr;
+    by_tile.of[i] = {a.scan.tiles, tiled, a.tiles, a.by_tile,
+                     {{(T *)g.b, rows * s.N, s.N, g.ldb, g.add_b}, {(T *)g.c, rows * s.N, s.N, g.ldc, g.add_c}, {(T *)g.dt, rows * s.R, s.R, g.ldt, false}}};
+    by_batch.of[i] = {s.B * a.scan.segments, columns, nullptr, a.by_batch,
+                      {{(W *)g.A, s.E * s.N}, {(W *)g.D, s.E}, {(W *)g.bias, s.E}, {(W *)g.weight, s.E * s.R}}};
+  }
+  if (tile) add_rows_kernel<T, 1><<<dim3(blocks_for(tiled, 256), count), 256, 0, stream->stream>>>(by_tile);
+  if (batch) add_rows_kernel<W, 8><<<dim3(blocks_for(columns, 32), count), 256, 0, stream->stream>>>(by_batch);
 }
 
 template <class T>
@@ -445,7 +457,7 @@ static void backward(CabStream *stream, int count, const ScanShape *s, const Sca
   else gate ? launch<true, false>(stream, count, each) : launch<false, false>(stream, count, each);
   if constexpr (sizeof(T) != sizeof(double))
     if (tiles) launch_still(stream, count, each, tiles, warps);
-  for (int i = 0; i < count; i++) add_up(stream, each.of[i], to[i]);
+  add_up(stream, count, each, to);
 }
 
 } // namespace scan
