@@ -115,7 +115,7 @@ for part in "$@"; do
     train) LINES_OK=30 check train 280 "$cab" run tests/gpu/loss_gap.lua ;;
     faults) faults ;;
     sanitize) sanitize ;;
-    bench) LINES_OK=200 check bench 280 "$cab" run tests/bench/gpu.lua ceilings kernels bridge step step128 forward ;;
+    bench) LINES_OK=200 check bench 280 "$cab" run tests/bench/gpu.lua ceilings kernels bridge step align step128 forward ;;
     language) LINES_OK=60 check language 120 "$cab" run tests/bench/gpu.lua ssd language ;;
     align) LINES_OK=20 check align 120 "$cab" run tests/bench/gpu.lua align ;;
     profile) profile ;;
