@@ -157,6 +157,28 @@ describe("several ranks", function()
     assert.equal(0, code, output)
     assert.is_true(difference(plain, path) < 1e-5, ("%g"):format(difference(plain, path)))
   end)
+  it("have the same bits with the optimizer's state spread over them: images on 2, text on 3", function()
+    for _, row in ipairs { { 2, recipe, "'student.dim=64'" }, { 3, language, "" } } do
+      local ranks, file, set = row[1], row[2], row[3]
+      local _, _, whole = train(ranks, { recipe = file, overrides = set })
+      local code, output, spread = train(ranks, { recipe = file, overrides = set .. (set == "" and "" or ", ") .. "'dist.shard=true'" })
+      assert.equal(0, code, output)
+      for _, name in ipairs { "metrics.jsonl", "best.safetensors", "checkpoints/step-50.safetensors" } do
+        assert(folder.read(whole .. "/" .. name) == folder.read(spread .. "/" .. name), ("%d ranks: %s"):format(ranks, name))
+      end
+      local function moments(path) return tonumber(folder.read(path .. "/log.txt"):match "plan: ([%d.]+) MiB") end
+      assert.is_true(moments(spread) < moments(whole), ("%g and %g"):format(moments(spread), moments(whole)))
+    end
+  end)
+  it("go on from checkpoints of spread state on another number of ranks: spread on 3, whole on 1, spread on 2", function()
+    local code, output, path = train(3, { stop_after = 17, overrides = "'dist.shard=true'" })
+    assert.equal(75, code, output)
+    code, output = train(1, { out = path, resume = true, stop_after = 31 })
+    assert.equal(75, code, output)
+    code, output = train(2, { out = path, resume = true, overrides = "'dist.shard=true'" })
+    assert.equal(0, code, output)
+    assert.is_true(difference(plain, path) < 1e-5, ("%g"):format(difference(plain, path)))
+  end)
   it("say how a batch is spread, once", function()
     local code, output = process.sh(launch .. ("2 '%s' run '%s' stages.1.steps=1 --out '%s/say'"):format(process.program,
       process.put(dir .. "/say.lua", "MIX = 0 return dofile '" .. recipe .. "'"), dir))

@@ -36,6 +36,17 @@ CabStatus cab_reducer_finish(CabReducer *r);  /* after it: each param->grad is t
 void cab_reducer_forget(CabReducer *r);       /* the next backward is another one */
 int cab_reducer_buckets(const CabReducer *r);
 
+/* ---- parameters of which each rank updates a part ------------------------------------------------------------------ */
+typedef struct CabShard CabShard;
+/* Moves the parameters, alike on all ranks, into one buffer and cuts it for so many ranks. */
+CabShard *cab_shard_new(int count, CabTensor **params, int ranks);
+void cab_shard_free(CabShard *s);
+int64_t cab_shard_border(const CabShard *s, int rank); /* rank r owns elements border(r) .. border(r + 1) of the buffer */
+int64_t cab_shard_place(const CabShard *s, int param); /* where a parameter begins in it */
+int cab_shard_ranks(const CabShard *s);
+int cab_shard_count(const CabShard *s);
+CabStatus cab_shard_gather(CabShard *s);               /* each rank's part, on all; launches only on a GPU */
+
 /* ---- what moves GPU tensors: filled by libcab_cuda.so from NCCL ------------------------------------------------ */
 typedef struct { const void *from; int64_t at, n; } CabPiece; /* n elements to place `at`; from NULL: zeros */
 typedef struct CabWire {
@@ -44,6 +55,8 @@ typedef struct CabWire {
   CabStatus (*open)(struct CabWire *, CabDevice *, const char id[128], int rank, int size);
   /* Gathers the pieces into flat[0..n) and sums it over all ranks, behind what the device was told so far and beside what comes. */
   CabStatus (*reduce)(struct CabWire *, int count, const CabPiece *pieces, void *flat, int64_t n, CabDtype dtype);
+  /* Elements border[r] .. border[r+1] of rank r, on all ranks, in place; behind the device likewise. */
+  CabStatus (*share)(struct CabWire *, void *flat, int ranks, const int64_t *border, CabDtype dtype);
   CabStatus (*join)(struct CabWire *);          /* what comes on the device waits for the reductions */
   char about[40];
 } CabWire;

@@ -20,6 +20,8 @@ struct Nccl {
   int (*get_id)(Id *);
   int (*init)(Comm *, int, Id, int);
   int (*all_reduce)(const void *, void *, size_t, int, int, Comm, cudaStream_t);
+  int (*broadcast)(const void *, void *, size_t, int, int, Comm, cudaStream_t);
+  int (*group_start)(void), (*group_end)(void);
   int (*version)(int *);
   const char *(*text)(int);
   Comm comm;
@@ -107,6 +109,22 @@ static CabStatus wire_reduce(CabWire *w, int count, const CabPiece *pieces, void
   return CAB_OK;
 }
 
+static CabStatus wire_share(CabWire *w, void *flat, int ranks, const int64_t *border, CabDtype dtype) {
+  Nccl *n = of(w);
+  const size_t size = cab_dtype_size(dtype);
+  int code = 0;
+  CAB_TRY(behind_the_device(n));
+  NCCL_TRY(n, n->group_start(), "a group");
+  for (int r = 0; r < ranks && !code; r++) {
+    char *part = (char *)flat + (size_t)border[r] * size;
+    const size_t count = (size_t)(border[r + 1] - border[r]);
+    if (count) code = n->broadcast(part, part, count, dtype == CAB_F32 ? NCCL_FLOAT : NCCL_DOUBLE, r, n->comm, n->stream);
+  }
+  const int end = n->group_end();
+  NCCL_TRY(n, code ? code : end, "broadcast");
+  return CAB_OK;
+}
+
 static CabStatus wire_join(CabWire *w) {
   Nccl *n = of(w);
   CUDA_TRY(cudaEventRecord(n->done, n->stream), "joining");
@@ -145,10 +163,11 @@ CabStatus cab_open_wire(CabWire *out) {
   int version = 0;
   if (!find(library, "ncclGetUniqueId", &n->get_id) || !find(library, "ncclCommInitRank", &n->init) ||
       !find(library, "ncclAllReduce", &n->all_reduce) ||
-      !find(library, "ncclGetVersion", &n->version) || !find(library, "ncclGetErrorString", &n->text))
+      !find(library, "ncclBroadcast", &n->broadcast) || !find(library, "ncclGroupStart", &n->group_start) ||
+      !find(library, "ncclGroupEnd", &n->group_end) || !find(library, "ncclGetVersion", &n->version) || !find(library, "ncclGetErrorString", &n->text))
     return CAB_E_DEVICE;
   n->version(&version);
-  *out = CabWire{n, wire_unique, wire_open, wire_reduce, wire_join, ""};
+  *out = CabWire{n, wire_unique, wire_open, wire_reduce, wire_share, wire_join, ""};
   snprintf(out->about, sizeof out->about, "NCCL %d.%d.%d", version / 10000, version / 100 % 100, version % 100);
   return CAB_OK;
 }

@@ -172,21 +172,81 @@ static int reducer_close(lua_State *L) {
   return 0;
 }
 
-void bind_dist(lua_State *L) {
-  static const luaL_Reg functions[] = {{"open", dist_open}, {"close", dist_close}, {"meet", dist_meet}, {"sum", dist_sum},
-                                       {"text", dist_text}, {"send", dist_send}, {"same", dist_same}, {"checksum", dist_checksum},
-                                       {"watch", dist_watch}, {"reducer", reducer_new}, {NULL, NULL}};
-  static const luaL_Reg meta[] = {{"__gc", reducer_close}, {"__close", reducer_close}, {NULL, NULL}};
-  static const luaL_Reg methods[] = {{"begin", reducer_begin}, {"finish", reducer_finish}, {"forget", reducer_forget},
-                                     {"buckets", reducer_buckets}, {"close", reducer_close}, {NULL, NULL}};
-  if (luaL_newmetatable(L, metatable)) {
+/* ---- shards ---------------------------------------------------------------------------------------------------------- */
+
+static const char *const shard_metatable = "cab.shard";
+
+static CabShard **shard_slot(lua_State *L) {
+  CabShard **slot = luaL_testudata(L, 1, shard_metatable);
+  if (!slot) bind_arg_error(L, 1, "shard expected, got %s", bind_type_name(L, 1));
+  return slot;
+}
+
+static CabShard *check_shard(lua_State *L) {
+  CabShard *s = *shard_slot(L);
+  if (!s) bind_fail(L, CAB_E_LUA, "the shard is closed");
+  return s;
+}
+
+/* dist.shard({parameters}, ranks) -> shard: they move into one buffer, a part of which is each rank's */
+static int shard_new(lua_State *L) {
+  int n;
+  CabTensor **params = bind_check_tensors(L, 1, &n);
+  int64_t ranks = bind_check_int(L, 2);
+  if (ranks < 1 || ranks > 1 << 20) bind_arg_error(L, 2, "number of ranks expected, got %lld", (long long)ranks);
+  CabShard **slot = lua_newuserdatauv(L, sizeof *slot, 0);
+  *slot = NULL;
+  luaL_setmetatable(L, shard_metatable);
+  if (!(*slot = cab_shard_new(n, params, (int)ranks))) bind_raise(L, cab_error()->code);
+  return 1;
+}
+
+/* s:layout() -> list of where the parameters begin in the buffer, list of where the ranks' parts begin and, last, end; from 0 */
+static int shard_layout(lua_State *L) {
+  CabShard *s = check_shard(L);
+  lua_newtable(L), lua_newtable(L);
+  for (int i = 0; i < cab_shard_count(s); i++) lua_pushinteger(L, cab_shard_place(s, i)), lua_rawseti(L, -3, i + 1);
+  for (int r = 0; r <= cab_shard_ranks(s); r++) lua_pushinteger(L, cab_shard_border(s, r)), lua_rawseti(L, -2, r + 1);
+  return 2;
+}
+
+/* s:gather(): each rank's part of the parameters, on all ranks */
+static int shard_gather(lua_State *L) {
+  CabStatus status = cab_shard_gather(check_shard(L));
+  if (status) bind_raise(L, status);
+  return 0;
+}
+
+static int shard_close(lua_State *L) {
+  CabShard **slot = shard_slot(L), *s = *slot;
+  *slot = NULL;
+  cab_shard_free(s);
+  return 0;
+}
+
+static void make_class(lua_State *L, const char *name, const luaL_Reg *meta, const luaL_Reg *methods) {
+  if (luaL_newmetatable(L, name)) {
     luaL_setfuncs(L, meta, 0);
-    luaL_newlib(L, methods);
+    lua_newtable(L);
+    luaL_setfuncs(L, methods, 0);
     lua_setfield(L, -2, "__index");
-    lua_pushliteral(L, "reducer");
+    lua_pushstring(L, name + strlen("cab."));
     lua_setfield(L, -2, "__metatable");
   }
   lua_pop(L, 1);
+}
+
+void bind_dist(lua_State *L) {
+  static const luaL_Reg functions[] = {{"open", dist_open}, {"close", dist_close}, {"meet", dist_meet}, {"sum", dist_sum},
+                                       {"text", dist_text}, {"send", dist_send}, {"same", dist_same}, {"checksum", dist_checksum},
+                                       {"watch", dist_watch}, {"reducer", reducer_new}, {"shard", shard_new}, {NULL, NULL}};
+  static const luaL_Reg meta[] = {{"__gc", reducer_close}, {"__close", reducer_close}, {NULL, NULL}};
+  static const luaL_Reg methods[] = {{"begin", reducer_begin}, {"finish", reducer_finish}, {"forget", reducer_forget},
+                                     {"buckets", reducer_buckets}, {"close", reducer_close}, {NULL, NULL}};
+  static const luaL_Reg shard_meta[] = {{"__gc", shard_close}, {"__close", shard_close}, {NULL, NULL}};
+  static const luaL_Reg shard_methods[] = {{"layout", shard_layout}, {"gather", shard_gather}, {"close", shard_close}, {NULL, NULL}};
+  make_class(L, metatable, meta, methods);
+  make_class(L, shard_metatable, shard_meta, shard_methods);
   luaL_newlib(L, functions);
   lua_setfield(L, -2, "dist");
 }

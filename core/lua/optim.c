@@ -115,10 +115,11 @@ static int64_t *steps_of(lua_State *L, const char *key, int count) {
   return list;
 }
 
-/* core.optimizer{params=, m=, v=, average=, decay=, born=, beta1=0.9, beta2=0.999, eps=1e-8} -> optimizer
- * Lists alike in length: tensors (average: or false), decay and born (step of the first gradient, 0: none yet) numbers. */
+/* core.optimizer{params=, m=, v=, average=, decay=, born=, from=, beta1=0.9, beta2=0.999, eps=1e-8} -> optimizer
+ * Lists alike in length: tensors (average: or false), decay and born (step of the first gradient, 0: none yet) numbers. from: of several ranks, the numbers of the
+ * elements (from 0) of each parameter where m, v and average begin, which are flat, or false where nothing of it is updated here. */
 static int optimizer_new(lua_State *L) {
-  static const char *const keys[] = {"params", "m", "v", "average", "decay", "born", "beta1", "beta2", "eps", NULL};
+  static const char *const keys[] = {"params", "m", "v", "average", "decay", "born", "from", "beta1", "beta2", "eps", NULL};
   bind_check_table(L, 1);
   lua_settop(L, 1);
   bind_unknown_keys(L, 1, keys);
@@ -132,11 +133,13 @@ static int optimizer_new(lua_State *L) {
   CabOptimizerSpec spec = {.count = n, .beta1 = bind_opt_number(L, 1, "beta1", 0.9), .beta2 = bind_opt_number(L, 1, "beta2", 0.999),
                            .eps = bind_opt_number(L, 1, "eps", 1e-8)};
   spec.params = tensors_of(L, "params", n, false);
-  spec.m = tensors_of(L, "m", n, false);
-  spec.v = tensors_of(L, "v", n, false);
+  bool sharded = lua_getfield(L, 1, "from") != LUA_TNIL;
+  spec.m = tensors_of(L, "m", n, sharded);
+  spec.v = tensors_of(L, "v", n, sharded);
   spec.averages = tensors_of(L, "average", n, true);
   spec.decay = numbers_of(L, "decay", n);
   spec.born = steps_of(L, "born", n);
+  spec.from = sharded ? steps_of(L, "from", n) : NULL;
   if (!(*slot = cab_optimizer_new(&spec)) && bind_collect(L)) *slot = cab_optimizer_new(&spec);
   if (!*slot) bind_raise(L, cab_error()->code);
   lua_settop(L, 2);

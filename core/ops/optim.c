@@ -92,8 +92,8 @@ static void slices_take_state(Slices *s, CabTensor **params, CabTensor **m, CabT
     UpdateSlice *slice = &s->list[i];
     slice->n = cab_tensor_count(params[i]);
     slice->w = cab_tensor_data(params[i]);
-    slice->m = m ? cab_tensor_data(m[i]) : NULL;
-    slice->v = v ? cab_tensor_data(v[i]) : NULL;
+    slice->m = m && m[i] ? cab_tensor_data(m[i]) : NULL;
+    slice->v = v && v[i] ? cab_tensor_data(v[i]) : NULL;
     slice->average = averages && averages[i] ? cab_tensor_data(averages[i]) : NULL;
   }
 }
@@ -212,6 +212,7 @@ struct CabOptimizer {
   int count, ages;
   CabTensor **params, **m, **v, **averages; /* in one block, params first */
   int64_t *born;
+  int64_t *from;     /* NULL: parameters are updated whole */
   int64_t *age;      /* step in which the parameters of age i began; one more is kept ready for the next to begin */
   int64_t step;
   int64_t began;     /* the step if parameters began in it as it ran: taken back if it turns out to be skipped */
@@ -234,9 +235,29 @@ static void begin_at(CabOptimizer *o, int parameter, int64_t step) {
   o->slices.list[parameter].age = age;
 }
 
-static CabStatus check_optimizer(CabTensor **params, CabTensor **m, CabTensor **v, CabTensor **averages, int count) {
+/* `other` must fit behind element `from` of t. */
+static CabStatus check_piece(const char *what, int index, const CabTensor *other, const CabTensor *t, int64_t n, int64_t from) {
+  char have[160], want[160];
+  CAB_TRY(check_written("optimizer", what, index, other));
+  if (other->dtype == t->dtype && other->storage->device == t->storage->device && other->rank == 1 && other->shape[0] == n && from >= 0 &&
+      from + n <= cab_tensor_count(t))
+    return CAB_OK;
+  return cab_fail(CAB_E_LUA, "optimizer: %s %d is %s, no piece of %s from element %lld on", what, index + 1, cab_shape_text(other, have),
+                  cab_shape_text(t, want), (long long)from);
+}
+
+static CabStatus check_optimizer(CabTensor **params, CabTensor **m, CabTensor **v, CabTensor **averages, const int64_t *from, int count) {
   for (int i = 0; i < count; i++) {
     CAB_TRY(check_param("optimizer", i, params[i], params[0]));
+    if (from && !m[i] && !v[i] && !averages[i]) continue;
+    if (!m[i] || !v[i]) return cab_fail(CAB_E_LUA, "optimizer: parameter %d has no moments", i + 1);
+    if (from) {
+      const int64_t n = cab_tensor_count(m[i]);
+      CAB_TRY(check_piece("first moment", i, m[i], params[i], n, from[i]));
+      CAB_TRY(check_piece("second moment", i, v[i], params[i], n, from[i]));
+      if (averages[i]) CAB_TRY(check_piece("average", i, averages[i], params[i], n, from[i]));
+      continue;
+    }
     CAB_TRY(check_pair("optimizer", "first moment", i, m[i], params[i]));
     CAB_TRY(check_pair("optimizer", "second moment", i, v[i], params[i]));
     if (averages[i]) CAB_TRY(check_pair("optimizer", "average", i, averages[i], params[i]));
@@ -251,6 +272,7 @@ static CabStatus optimizer_fill(CabOptimizer *o, const CabOptimizerSpec *spec) {
   o->born = cab_calloc(count + 1, sizeof *o->born);
   o->age = cab_calloc(count + 1, sizeof *o->age);
   o->host = cab_calloc(1, o->bytes);
+  if (spec->from && !(o->from = cab_calloc(count + 1, sizeof *o->from))) return cab_error()->code;
   CAB_TRY(slices_new(&o->slices, spec->count));
   if (!o->params || !o->born || !o->age || !o->host) return cab_error()->code;
   o->m = o->params + count, o->v = o->m + count, o->averages = o->v + count;
@@ -260,6 +282,7 @@ static CabStatus optimizer_fill(CabOptimizer *o, const CabOptimizerSpec *spec) {
     o->m[i] = cab_tensor_retain(spec->m[i]);
     o->v[i] = cab_tensor_retain(spec->v[i]);
     o->averages[i] = cab_tensor_retain(spec->averages[i]);
+    if (spec->from) o->from[i] = spec->from[i];
     o->slices.list[i].decay = spec->decay[i];
     if (spec->born[i] < 0) return cab_fail(CAB_E_LUA, "optimizer: 'born' of parameter %d is %lld, expected 0 or a step", i + 1, (long long)spec->born[i]);
     if (spec->born[i]) begin_at(o, i, spec->born[i]);
@@ -271,7 +294,7 @@ static CabStatus optimizer_fill(CabOptimizer *o, const CabOptimizerSpec *spec) {
 }
 
 CabOptimizer *cab_optimizer_new(const CabOptimizerSpec *spec) {
-  if (check_optimizer(spec->params, spec->m, spec->v, spec->averages, spec->count)) return NULL;
+  if (check_optimizer(spec->params, spec->m, spec->v, spec->averages, spec->from, spec->count)) return NULL;
   CabOptimizer *o = cab_calloc(1, sizeof *o);
   if (!o || optimizer_fill(o, spec) == CAB_OK) return o;
   CabError error = *cab_error();
@@ -287,6 +310,7 @@ void cab_optimizer_free(CabOptimizer *o) {
   slices_free(&o->slices);
   cab_free(o->params);
   cab_free(o->born);
+  cab_free(o->from);
   cab_free(o->age);
   cab_free(o->host);
   cab_free(o);
@@ -306,9 +330,20 @@ CabStatus cab_optimizer_set(CabOptimizer *o, int64_t step, double lr, double cli
   return CAB_OK;
 }
 
+/* The slices are whole parameters; now what is updated here. */
+static void take_pieces(CabOptimizer *o) {
+  for (int i = 0; i < o->count; i++) {
+    UpdateSlice *s = &o->slices.list[i];
+    const int64_t skipped = o->from[i] * (int64_t)cab_dtype_size(o->params[i]->dtype);
+    s->n = o->m[i] ? cab_tensor_count(o->m[i]) : 0;
+    s->w = (char *)s->w + skipped;
+    s->g = s->g && s->n ? (const char *)s->g + skipped : NULL;
+  }
+}
+
 CabStatus cab_optimizer_step(CabOptimizer *o) {
   if (!o->step) return cab_fail(CAB_E_LUA, "optimizer: step before set");
-  CAB_TRY(check_optimizer(o->params, o->m, o->v, o->averages, o->count));
+  CAB_TRY(check_optimizer(o->params, o->m, o->v, o->averages, o->from, o->count));
   for (int i = 0; i < o->count; i++) CAB_TRY(check_grad("optimizer", i, o->params[i]));
   if (!o->count) return CAB_OK;
   CabStatus status = slices_take_grads(&o->slices, o->params);
@@ -319,6 +354,7 @@ CabStatus cab_optimizer_step(CabOptimizer *o) {
     begin_at(o, i, o->step);
     o->began = o->device->capturing ? 0 : o->step; /* a captured update has the age for good */
   }
+  if (o->from) take_pieces(o);
   if (status == CAB_OK) status = run_update(&o->slices, o->params, o->m, o->v, o->averages, o->now);
   slices_drop_copies(&o->slices);
   return status;

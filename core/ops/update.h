@@ -24,6 +24,8 @@ typedef struct {
   int count;
   CabTensor **params, **m, **v;
   CabTensor **averages;  /* NULL where a parameter has none */
+  const int64_t *from;   /* NULL, or: m, v and averages are flat and of the elements of each parameter from here on, which alone are
+                            updated; where m is NULL, none. The norm is that of whole gradients */
   const double *decay;   /* of each parameter */
   const int64_t *born;   /* step of its first gradient, 0: none yet */
   double beta1, beta2, eps;

@@ -126,6 +126,22 @@ CabTensor *cab_tensor_detach(CabTensor *t) {
   return cab_tensor_make(t->storage, t->dtype, t->rank, t->shape, t->stride, t->offset, true);
 }
 
+CabStatus cab_tensor_move(CabTensor *t, CabTensor *home, int64_t at) {
+  char text[160];
+  CAB_TRY(cab_check_open("move", t));
+  if (t->node || t->storage->refs != 1 || t->dtype != home->dtype || !cab_tensor_contiguous(t) || t->storage->device != home->storage->device)
+    return cab_fail(CAB_E_BUG, "move: %s is computed, shared or not alike", cab_shape_text(t, text));
+  CabTensor *place = cab_tensor_make(home->storage, t->dtype, t->rank, t->shape, t->stride, home->offset + at, false);
+  if (!place) return cab_error()->code;
+  CabStatus status = cab_tensor_copy(place, t);
+  if (status == CAB_OK) {
+    CabStorage *old = t->storage;
+    t->storage = place->storage, t->offset = place->offset, place->storage = old;
+  }
+  cab_tensor_release(place);
+  return status;
+}
+
 /* ---- questions ------------------------------------------------------------------------------------------------ */
 
 CabStatus cab_check_open(const char *what, const CabTensor *t) {

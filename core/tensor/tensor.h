@@ -99,6 +99,7 @@ CabTensor *cab_tensor_detach(CabTensor *t);          /* same storage, no history
 CabTensor *cab_tensor_alias(CabTensor *t);                 /* the same, in no scope */
 CabTensor *cab_tensor_to(CabTensor *t, CabDevice *device, CabDtype dtype); /* copies and casts; no gradient */
 CabStatus cab_tensor_copy(CabTensor *dst, CabTensor *src); /* in place, broadcast src, casts; bumps version */
+CabStatus cab_tensor_move(CabTensor *t, CabTensor *home, int64_t at); /* t's values lie in home from element `at` on; no view of t may be alive */
 CabStatus cab_tensor_fill(CabTensor *t, double value);     /* in place, any dtype and strides */
 CabStatus cab_tensor_add(CabTensor *t, double alpha, CabTensor *x); /* t += alpha x, in place, broadcast x; f32, f64 */
 void cab_tensor_touch(CabTensor *t, const char *where);    /* note an in-place write */

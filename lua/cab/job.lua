@@ -16,7 +16,8 @@ local M = {}
 ---@field text? table cab.text, where batches are ids
 ---@field whole? table of a step's batch: {rows: of all ranks, targets?: f32[parts]}
 ---@field part? table the part of it that is at work: {first, last: rows, targets?: f32[1]}
----@field params table[] {name, tensor, decay, m, v, average?, student: boolean, born?: step of the first gradient, of a checkpoint}
+---@field params table[] {name, tensor, decay, m, v, average?, averaged, student: boolean, born?: step of the first gradient, of a checkpoint}
+---@field shard? Shard where m, v and average are parts of them
 local Job = {}
 Job.__index = Job
 
@@ -60,12 +61,21 @@ end
 
 local function add_parameters(self, list, student)
   for _, p in ipairs(list) do
+    self.params[#self.params + 1] = { name = p.name, tensor = p.tensor, decay = p.decay, student = student,
+      averaged = student and self.recipe.optim.ema > 0 }
+  end
+end
+
+-- Moments and averages of all parameters.
+local function add_state(self)
+  if require "cab.dist".size > 1 and self.recipe.dist.shard then
+    self.shard = require "cab.shard".new(self)
+    return
+  end
+  for _, p in ipairs(self.params) do
     local shape, dtype, device = p.tensor:shape(), p.tensor:dtype(), p.tensor:device()
-    self.params[#self.params + 1] = {
-      name = p.name, tensor = p.tensor, decay = p.decay, student = student,
-      m = core.zeros(shape, dtype, device), v = core.zeros(shape, dtype, device),
-    }
-    if student and self.recipe.optim.ema > 0 then self.params[#self.params].average = p.tensor:detach():clone() end
+    p.m, p.v = core.zeros(shape, dtype, device), core.zeros(shape, dtype, device)
+    p.average = p.averaged and p.tensor:detach():clone() or nil
   end
 end
 
@@ -251,6 +261,7 @@ function M.build(r, o)
   add_parameters(self, self.student:parameters(), true)
   for _, made in ipairs(self.strategies) do add_parameters(self, made.strategy:parameters(), false) end
   if self.pairs then add_parameters(self, self.pairs:parameters(), false) end
+  add_state(self)
   choose(self)
   plan(self)
   self:follow()
@@ -309,7 +320,7 @@ function Job:begin(stage)
   if #said > 0 then
     core.no_grad(function()
       for _, p in ipairs(self.params) do
-        if p.average then p.average:copy(p.tensor) end
+        if p.average then p.average:copy(p.own or p.tensor) end
       end
     end)
   end
@@ -384,7 +395,11 @@ function Job:optimizer()
   local o = self.recipe.optim
   local all = { params = {}, m = {}, v = {}, average = {}, decay = {}, born = {}, beta1 = o.beta1, beta2 = o.beta2, eps = o.eps }
   for i, p in ipairs(self.params) do
-    all.params[i], all.m[i], all.v[i], all.average[i] = p.tensor, p.m, p.v, p.average or false
+    all.params[i], all.m[i], all.v[i], all.average[i] = p.tensor, p.m or false, p.v or false, p.average or false
+    if self.shard then
+      all.from = all.from or {}
+      all.from[i] = p.from
+    end
     all.decay[i], all.born[i] = p.decay and o.weight_decay or 0, p.born or 0
   end
   return core.optimizer(all)
@@ -406,16 +421,20 @@ end
 --- Gradient norms of the terms and their conflicts: cab.shares, as job:shares(stage, images, labels, target).
 Job.shares = require "cab.shares".of
 
---- Everything a checkpoint holds: weights, moments, averages, statistics.
+--- Everything a checkpoint holds: weights, moments, averages, statistics. Of a sharded job, for all ranks to call: moments and
+--- averages are on rank 0's CPU.
+---@param own? boolean only what this process has whole
 ---@return table name -> tensor
-function Job:state()
+function Job:state(own)
   local out = {}
   for _, p in ipairs(self.params) do
     out[(p.student and "student." or "") .. p.name] = p.tensor
-    out["adam.m." .. p.name], out["adam.v." .. p.name] = p.m, p.v
-    if p.average then out["average." .. p.name] = p.average end
+    if not self.shard then
+      out["adam.m." .. p.name], out["adam.v." .. p.name], out["average." .. p.name] = p.m, p.v, p.average
+    end
   end
   for name, t in pairs(self.pairs and self.pairs:statistics() or {}) do out[name] = t end
+  if self.shard and not own then self.shard:state(out) end
   return out
 end
 
@@ -423,7 +442,7 @@ end
 ---@param tensors table
 ---@param path string for messages
 function Job:restore(tensors, path)
-  local state, seen = self:state(), {}
+  local seen = {}
   if self.pairs then
     local statistics = {}
     for name, t in pairs(tensors) do
@@ -431,7 +450,9 @@ function Job:restore(tensors, path)
     end
     self.pairs:restore(statistics)
   end
-  for name, t in pairs(state) do
+  local state, shapes = self:state(true), self:state(true)
+  if self.shard then self.shard:names(shapes) end
+  for name, t in pairs(shapes) do
     local from = tensors[name]
     if not from then check.fail(65, ("%s: '%s' is missing: of another recipe"):format(path, name), { file = path, id = "checkpoint" }) end
     local a, b = table.concat(from:shape(), ","), table.concat(t:shape(), ",")
@@ -447,6 +468,7 @@ function Job:restore(tensors, path)
   end
   core.no_grad(function()
     for name, t in pairs(state) do t:copy(tensors[name]) end
+    if self.shard then self.shard:take(tensors) end
   end)
 end
 
@@ -458,11 +480,12 @@ function Job:averaged(fn)
   local function swap(back)
     core.no_grad(function()
       for i, p in ipairs(self.params) do
-        if p.average then
+        if p.averaged then
           if not back then raw[i] = p.tensor:detach():clone() end
-          p.tensor:copy(back and raw[i] or p.average)
+          if back then p.tensor:copy(raw[i]) elseif p.average then (p.own or p.tensor):copy(p.average) end
         end
       end
+      if self.shard and not back then self.shard:gather() end
     end)
   end
   swap(false)

@@ -58,6 +58,7 @@ return {
   },
   dist = {
     timeout = "seconds after which a rank that does not come is given up, and all end with 69",
+    shard = "each rank keeps moments and averages of its part of the parameters, and updates that part; the same training, bit by bit",
     bucket = "MiB of gradients that travel together, while the backward goes on",
     check = "steps between comparisons of all ranks' weights; 0: never",
   },

@@ -165,12 +165,18 @@ local function passes(self, stage, look)
   return list, refused
 end
 
+-- The same on all ranks, or of each its part.
+local function update(self)
+  self.optimizer:step()
+  if self.job.shard then self.job.shard:gather() end
+end
+
 -- On the CPU a loss that is not finite stops here; a GPU is not asked, nor is one rank of several: the update refuses gradients
 -- that are not finite.
 local function eager(self, stage)
   local look = self.job.device == "cpu" and not self.reducer and function(now) return not finite(now.total:item()) end or nil
   self.now, self.refused = passes(self, stage, look)
-  if not self.refused then self.optimizer:step() end
+  if not self.refused then update(self) end
 end
 
 -- True if there is a graph now. The state is as before either way: nothing has run.
@@ -180,7 +186,7 @@ local function capture(self, scope, stage)
   local ok, graph = pcall(core.capture, job.device, function()
     local _inner <close> = core.scope()
     kept = passes(self, stage)
-    self.optimizer:step()
+    update(self)
     for k, now in ipairs(kept) do
       kept[k] = { terms = now.terms, total = scope:keep(now.total), share = now.share }
       for _, t in ipairs(now.terms) do scope:keep(t.value) end

@@ -209,7 +209,8 @@ function Run:evaluate(step)
     local name, known = evaluate.known(job, score)
     local function keep() core.save(self.folder.path .. "/best.safetensors", job.student:state(),
       { kind = job.recipe.student.kind, step = tostring(step), [name] = ("%.4f"):format(known) }) end
-    dist.first("best weights", function() if row.average then job:averaged(keep) else keep() end end)
+    local function write() dist.first("best weights", keep) end
+    if row.average then job:averaged(write) else write() end
   end
   self.marked, self.clocked = core.now(), nil
 end
@@ -418,7 +419,7 @@ function M.run(r, o)
     self:say(("%s: %d steps, %d training %s, %d parameters, %s"):format(name, self.job.steps, self.job.data.count.train,
       self.job.text and ("rows of %d tokens"):format(self.job.data.length) or "images", self.job.student:size(), path))
     introduce(self)
-    dist.equalise("state", self.job:state())
+    dist.equalise("state", self.job:state(true))
     self.stepper = steps.new(self.job, function(text) self:say(text) end)
     if forked then self:save(first) end
     self.marked = core.now()
