@@ -3,108 +3,20 @@ local core = require "cab.core"
 local process = require "process"
 local folder = require "cab.folder"
 
+local ranks = require "ranks"
 local dir = process.folder()
-local found = process.sh "command -v mpirun" == 0
-local launch = "OMP_NUM_THREADS=1 OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 ASAN_OPTIONS=detect_leaks=0 timeout 120 mpirun --oversubscribe -np "
-
-local recipe = process.put(dir .. "/recipe.lua", [[
-local cab = require "cab"
-return cab.recipe {
-  data = cab.data.fashion { fraction = 0.05, flip = true, mixup = MIX },
-  teacher = cab.models.vit { image = 28, patch = 7, dim = 16, depth = 2, heads = 2 },
-  student = cab.models.vim { image = 28, patch = 7, dim = 16, depth = 2, state = 4 },
-  stages = { { loss = { soft = 1, align = { "attention_bridge", hidden = 8, weight = 2 } }, steps = 50 } },
-  optim = { "adamw", lr = 1e-3, warmup = 0.2, clip = 1, ema = 0.9 },
-  device = "cpu", batch = 48, log = 1, eval = { every = 1, batch = 500 }, checkpoint = { every = 10 }, threads = 1,
-  dist = { timeout = 20, check = 10 },
-}
-]])
-_G.MIX = nil
-
--- Text of documents of all lengths, so that ranks and parts have other numbers of targets.
-local lines = {}
-for i = 1, 900 do lines[i] = ('{"text": "%s"}'):format(("the river ran over stones "):rep(i % 7 == 0 and 12 or 1) .. ("and so on "):rep(i % 3)) end
-process.put(dir .. "/corpus.jsonl", table.concat(lines, "\n") .. "\n")
-local language = process.put(dir .. "/text.lua", ([[
-local cab = require "cab"
-return cab.recipe {
-  data = cab.data.text { train = "%s/corpus.jsonl", length = 32, holdout = 0.1 },
-  teacher = cab.models.gpt2 { dim = 16, depth = 2, heads = 2, positions = 32 },
-  student = cab.models.phi_mamba { dim = 16, depth = 2, heads = 2, state = 4 },
-  stages = { { loss = { soft = { hard = 1 }, align = { "attention_bridge", hidden = 8 } }, steps = 50 } },
-  optim = { "adamw", lr = 1e-3, clip = 1, ema = 0.9 }, device = "cpu", batch = 13, log = 1, checkpoint = { every = 10 }, threads = 1,
-  dist = { timeout = 20, check = 10 },
-}
-]]):format(dir))
-
-local count = 0
--- Trains the recipe in a folder on so many ranks. o: recipe, out, resume, stop_after, overrides. @return code, output, folder
-local function train(ranks, o)
-  count = count + 1
-  local out = o.out or ("%s/run%d"):format(dir, count)
-  local script = process.put(("%s/train%d.lua"):format(dir, count), ([[
-MIX = %s
-local recipe = dofile %q:override { %s }
-recipe:run { out = %q, resume = %s, stop_after = %s, quiet = true }
-]]):format(o.mixup or 0, o.recipe or recipe, o.overrides or "", out, o.resume or false, o.stop_after or "nil"))
-  local prefix = ranks > 1 and launch .. ranks or "OMP_NUM_THREADS=1"
-  local code, output = process.sh(("%s '%s' run '%s'"):format(prefix, process.program, script))
-  return code, output, out
-end
-
-local function losses(path)
-  local out = {}
-  for _, row in ipairs((folder.metrics(path .. "/metrics.jsonl"))) do if row.loss then out[row.step] = row end end
-  return out
-end
-
--- The largest relative difference of 50 steps: losses and gradient norms each to itself; terms to the loss, since that of the
--- logits here is a thousandth of the logarithms that it is the difference of.
-local function difference(a, b)
-  local x, y, most = losses(a), losses(b), 0
-  for step = 1, 50 do
-    for key, to in pairs { loss = "loss", grad_norm = "grad_norm", ["loss.soft"] = "loss", ["loss.align"] = "loss" } do
-      most = math.max(most, math.abs(x[step][key] - y[step][key]) / math.abs(x[step][to]))
-    end
-  end
-  return most
-end
-
-local function last_row(path)
-  local rows = folder.metrics(path .. "/metrics.jsonl")
-  return rows[#rows].eval
-end
-
--- A Lua script on so many ranks, with rank and size, core and dist at hand. @return code, output, seconds
-local function ranks_do(ranks, text)
-  count = count + 1
-  local script = process.put(("%s/script%d.lua"):format(dir, count),
-    "local core, dist = require 'cab.core', require 'cab.dist'\ndist.open { timeout = 2 }\nlocal rank = dist.rank\ncore.catch_signals(true)\n" .. text)
-  local begun = core.now()
-  local code, output = process.sh(launch .. ranks .. (" '%s' run '%s'"):format(process.program, script))
-  return code, output, core.now() - begun
-end
-
--- Programs of this build that still run a file of this test, 5 s after mpirun ended: it does not wait for the last of them.
-local function orphans()
-  local begun = core.now()
-  local list
-  repeat
-    list = select(2, process.sh(("for p in /proc/[0-9]*; do { tr '\\0' ' ' <$p/cmdline; } 2>/dev/null | grep -q '^%s run %s/' "
-      .. "&& echo $p; done; true"):format(process.program, dir)))
-  until list == "" or core.now() - begun > 5
-  return list
-end
+local recipe, language, launch = ranks.recipe, ranks.language, ranks.launch
+local train, difference, last_row, orphans = ranks.train, ranks.difference, ranks.last_row, ranks.orphans
 
 local always = it
-local it = found and always or function(name) -- luacheck: ignore 431
+local it = ranks.found and always or function(name) -- luacheck: ignore 431
   always(name, function() pending "there is no mpirun here: apt-get install openmpi-bin" end)
 end
 
 describe("several ranks", function()
   local one, plain
   lazy_setup(function()
-    if not found then return end
+    if not ranks.found then return end
     local code, output
     code, output, one = train(1, { mixup = 0.4 })
     assert(code == 0, output)
@@ -113,10 +25,10 @@ describe("several ranks", function()
   end)
 
   it("train as one process does, to reduction order: 2 and 3 ranks, mixed records", function()
-    for ranks = 2, 3 do
-      local code, output, path = train(ranks, { mixup = 0.4 })
+    for size = 2, 3 do
+      local code, output, path = train(size, { mixup = 0.4 })
       assert.equal(0, code, output)
-      assert.is_true(difference(one, path) < 1e-6, ("%d ranks: %g"):format(ranks, difference(one, path)))
+      assert.is_true(difference(one, path) < 1e-6, ("%d ranks: %g"):format(size, difference(one, path)))
       assert.equal(last_row(one).top1, last_row(path).top1)
       assert.is_true(math.abs(last_row(one).loss - last_row(path).loss) < 1e-6)
     end
@@ -159,12 +71,12 @@ describe("several ranks", function()
   end)
   it("have the same bits with the optimizer's state spread over them: images on 2, text on 3", function()
     for _, row in ipairs { { 2, recipe, "'student.dim=64'" }, { 3, language, "" } } do
-      local ranks, file, set = row[1], row[2], row[3]
-      local _, _, whole = train(ranks, { recipe = file, overrides = set })
-      local code, output, spread = train(ranks, { recipe = file, overrides = set .. (set == "" and "" or ", ") .. "'dist.shard=true'" })
+      local size, file, set = row[1], row[2], row[3]
+      local _, _, whole = train(size, { recipe = file, overrides = set })
+      local code, output, spread = train(size, { recipe = file, overrides = set .. (set == "" and "" or ", ") .. "'dist.shard=true'" })
       assert.equal(0, code, output)
       for _, name in ipairs { "metrics.jsonl", "best.safetensors", "checkpoints/step-50.safetensors" } do
-        assert(folder.read(whole .. "/" .. name) == folder.read(spread .. "/" .. name), ("%d ranks: %s"):format(ranks, name))
+        assert(folder.read(whole .. "/" .. name) == folder.read(spread .. "/" .. name), ("%d ranks: %s"):format(size, name))
       end
       local function moments(path) return tonumber(folder.read(path .. "/log.txt"):match "plan: ([%d.]+) MiB") end
       assert.is_true(moments(spread) < moments(whole), ("%g and %g"):format(moments(spread), moments(whole)))
@@ -194,43 +106,18 @@ describe("several ranks", function()
 end)
 
 describe("a rank that is lost", function()
-  -- Begins a long training of 2 ranks, does that to one of them and gives it time. @return output, path, seconds
-  local function hurt(signal)
-    count = count + 1
-    local out, log = ("%s/hurt%d"):format(dir, count), ("%s/hurt%d.log"):format(dir, count)
-    local script = process.put(("%s/hurt%d.lua"):format(dir, count), "MIX = 0 return dofile '" .. recipe .. "'")
-    local code, output = process.sh(([[
-(%s2 '%s' run '%s' stages.1.steps=200000 eval.every=1000000 dist.timeout=3 --quiet --out '%s'; echo "ends with $?") >%s 2>&1 &
-for i in $(seq 200); do [ -e '%s/checkpoints/step-20.json' ] && break; sleep 0.1; done
-victim=
-for p in /proc/[0-9]*; do tr '\0' ' ' <$p/cmdline 2>/dev/null | grep -q "^%s run %s" && victim=${p#/proc/}; done
-kill -%s $victim
-begun=$(date +%%s%%N)
-wait
-echo "took $(( ($(date +%%s%%N) - begun) / 1000000 )) ms"
-cat %s]]):format(launch, process.program, script, out, log, out, process.program, script, signal, log))
-    assert.equal(0, code, output)
-    return output, out, tonumber(output:match "took (%d+) ms") / 1000, script
-  end
-  local function goes_on(path, script)
-    local code, output = process.sh(launch .. ("2 '%s' run '%s' stages.1.steps=200000 eval.every=1000000 "
-      .. "--quiet --resume --out '%s' & p=$!\nfor i in $(seq 600); do grep -q 'resumed at' '%s/log.txt' && break; sleep 0.1; done\n"
-      .. "sleep 1; kill $p; wait $p"):format(process.program, script, path, path))
-    assert.matches("resumed at step %d+", folder.read(path .. "/log.txt") .. output .. code)
-  end
-
   for _, row in ipairs { { "KILL", "has died" }, { "STOP", "is stopped" } } do
     it(("SIG%s: the other ends with 69 in time, naming collective, number, bytes and rank, and the next start resumes"):format(row[1]), function()
-      local output, path, seconds, script = hurt(row[1])
+      local output, path, seconds, script = ranks.hurt(row[1])
       assert.is_true(seconds < 8, output)
       assert.matches("error%[E69%-dist%]: step %d+: rank %d: collective '[%w ]+' #%d+, %d+ bytes: [^\n]*rank %d %([^)]*" .. row[2], output)
       assert.equal("", orphans())
-      goes_on(path, script)
+      assert.equal(true, ranks.goes_on(path, script))
       assert.equal("", orphans())
     end)
   end
   it("leaves: the others end with 69", function()
-    local code, output, seconds = ranks_do(3, "core.dist.meet 'begin'\nif rank == 1 then os.exit(3) end\ncore.dist.sum('losses', { 1, 2, 3 })")
+    local code, output, seconds = ranks.script(3, "core.dist.meet 'begin'\nif rank == 1 then os.exit(3) end\ncore.dist.sum('losses', { 1, 2, 3 })")
     assert.is_true(code == 3 or code == 69, output)
     assert.is_true(seconds < 9, output)
     for _, rank in ipairs { 0, 2 } do
@@ -239,7 +126,7 @@ cat %s]]):format(launch, process.program, script, out, log, out, process.program
     assert.equal("", orphans())
   end)
   it("has a parameter of another shape: each says so", function()
-    local code, output, seconds = ranks_do(2, [[
+    local code, output, seconds = ranks.script(2, [[
 local w = core.zeros({ 4, rank == 0 and 3 or 5 }, "f32")
 w.requires_grad = true
 local reducer = core.dist.reducer({ w }, 1024)
@@ -251,7 +138,7 @@ reducer:finish()]])
     assert.matches("rank [01]: collective 'gradients' #%d+, %d+ bytes: rank [01] %([^)]*%) is in 'gradients' #%d+, %d+ bytes", output)
   end)
   it("has its parameters in another order: named before a number is wrong", function()
-    local code, output = ranks_do(2, [[
+    local code, output = ranks.script(2, [[
 local a, b = core.zeros({ 64 }, "f32"), core.zeros({ 8, 8 }, "f32")
 a.requires_grad, b.requires_grad = true, true
 local reducer = core.dist.reducer(rank == 0 and { a, b } or { b, a }, 1024)
@@ -262,7 +149,7 @@ reducer:finish()]])
     assert.matches("collective 'order of gradients' #%d+, 8 bytes: parameters, or the order of their gradients, differ", output)
   end)
   it("misses a call: both calls are named", function()
-    local code, output, seconds = ranks_do(2, "if rank == 0 then core.dist.sum('one', { 1 }) end\ncore.dist.sum('two', { 1, 2 })")
+    local code, output, seconds = ranks.script(2, "if rank == 0 then core.dist.sum('one', { 1 }) end\ncore.dist.sum('two', { 1, 2 })")
     assert.equal(69, code, output)
     assert.is_true(seconds < 7, output)
     -- mpirun's own words may come in the middle of one of the two lines
@@ -270,12 +157,12 @@ reducer:finish()]])
       or output:find "collective 'two' #%d+, 16 bytes: rank 0 %([^)]*%) is in 'one' #%d+, 8 bytes") ~= nil, output)
   end)
   it("has another weight: the check names it", function()
-    local code, output = ranks_do(3, "local w = core.zeros({ 9 }, 'f32')\nif rank == 2 then w:fill(1e-30) end\ndist.compare { w }")
+    local code, output = ranks.script(3, "local w = core.zeros({ 9 }, 'f32')\nif rank == 2 then w:fill(1e-30) end\ndist.compare { w }")
     assert.equal(69, code, output)
     assert.matches("collective 'check' #%d+, 8 bytes: weights differ: those of rank 2 %([^)]*%) are not those of most ranks", output)
   end)
   it("cannot write: rank 0's fault is all ranks'", function()
-    local code, output = ranks_do(2, [[
+    local code, output = ranks.script(2, [[
 local ok, e = pcall(dist.first, "checkpoint", function() core.write_file("/nowhere/at/all", "x") end)
 print(rank, ok, e.code)
 core.dist.meet "after"]])

@@ -84,7 +84,7 @@ Training.__index = Training
 function M.new(o)
   local recipe = cab.recipe.resolve {
     data = o.vocab and cab.data.text {} or cab.data.fashion {}, student = o.student, teacher = o.teacher, batch = o.batch, device = o.device or "cpu",
-    precision = o.precision, capture = o.capture, optim = o.optim, stages = { { loss = o.loss, steps = 100000 } },
+    precision = o.precision, capture = o.capture, optim = o.optim, dist = o.dist, stages = { { loss = o.loss, steps = 100000 } },
   }
   local build = cab.data.build
   cab.data.build = function(_, device) return (o.vocab and ids_of or images)(o, device) end

@@ -42,7 +42,7 @@ static struct {
 static struct {
   pthread_mutex_t lock;
   bool started, doomed;
-  double since;             /* 0: nobody waits */
+  double since, limit;      /* since 0: nobody waits */
   char what[160], line[1200];
 } watch = {.lock = PTHREAD_MUTEX_INITIALIZER};
 
@@ -100,7 +100,7 @@ static void *watching(void *unused) {
   for (;;) {
     nanosleep(&(struct timespec){.tv_nsec = 200000000}, NULL);
     pthread_mutex_lock(&watch.lock);
-    double since = watch.since, now = cab_now();
+    double since = watch.since, limit = watch.limit, now = cab_now();
     char what[sizeof watch.what];
     memcpy(what, watch.what, sizeof what);
     bool end = watch.doomed;
@@ -109,24 +109,27 @@ static void *watching(void *unused) {
     if (end && now - doomed > 3) say_and_leave();
     if (end || since == 0) { gone = 0; continue; }
     int dead = dead_neighbour();
-    if (dead < 0 && now - since < here.timeout) { gone = 0; continue; }
+    if (dead < 0 && now - since < limit) { gone = 0; continue; }
     if (dead >= 0 && !gone) gone = now;
     if (dead >= 0 && now - gone < 1) continue;
     if (dead >= 0) snprintf(watch.line, sizeof watch.line, "rank %d: %s: rank %d (%s, pid %lld) has died", here.rank, what, dead,
                             here.peer[dead].host, (long long)here.peer[dead].pid);
-    else snprintf(watch.line, sizeof watch.line, "rank %d: %s: the device was not done within %g s: a rank is missing or hangs", here.rank, what, here.timeout);
+    else snprintf(watch.line, sizeof watch.line, "rank %d: %s: the device was not done within %g s: a rank is missing or hangs", here.rank, what, limit);
     say_and_leave();
   }
   return unused;
 }
 
-void cab_dist_watch(const char *name, int64_t bytes) {
+static void watch_for(const char *name, int64_t bytes, double limit) {
   if (here.size == 1) return;
   pthread_mutex_lock(&watch.lock);
+  watch.limit = limit;
   watch.since = name ? cab_now() : 0;
   if (name) snprintf(watch.what, sizeof watch.what, "collective '%s' #%lld, %lld bytes", name, (long long)here.sequence, (long long)bytes);
   pthread_mutex_unlock(&watch.lock);
 }
+
+void cab_dist_watch(const char *name, int64_t bytes) { watch_for(name, bytes, here.timeout); }
 
 /* Fills the error slot; from here on the process has 3 s. */
 static CabStatus lost(const char *name, int64_t bytes, const char *why) {
@@ -451,7 +454,7 @@ CabWire *cab_dist_wire(CabDevice *device) {
   if (open.f(&here.wire)) return NULL;
   if (here.rank == 0 && here.wire.unique(id)) return NULL;
   if (cab_dist_bytes("NCCL id", id, sizeof id, 0)) return NULL;
-  cab_dist_watch("NCCL start", 0);
+  watch_for("NCCL start", 0, here.timeout < 60 ? 60 : here.timeout); /* seconds where all is well */
   CabStatus status = here.wire.open(&here.wire, device, id, here.rank, here.size);
   cab_dist_watch(NULL, 0);
   if (status) return NULL;

@@ -76,10 +76,21 @@ function M.tensors(name, tensors)
   return out
 end
 
+--- Waits for the device, which may wait for other ranks: where one of them is lost, the process ends with 69.
+---@param device string
+function M.settle(device)
+  if M.size == 1 or device == "cpu" then return end
+  core.dist.watch "device"
+  core.sync(device)
+  core.dist.watch()
+end
+
 --- Faults (69) naming the ranks whose weights are not those of the others.
 ---@param tensors any[]
 function M.compare(tensors)
-  if M.size > 1 then core.dist.same("check", "weights", core.dist.checksum(tensors)) end
+  if M.size == 1 then return end
+  M.settle(tensors[1]:device())
+  core.dist.same("check", "weights", core.dist.checksum(tensors))
 end
 
 --- The rows of a global batch that this rank has, of text: first and last, from 1.
@@ -218,7 +229,10 @@ function M.backward(job, batch, loss)
     if value then value:backward() end
     any = any or value ~= nil
   end)
-  if r and any then r:finish() end
+  if r and any then
+    r:finish()
+    M.settle(job.device)
+  end
 end
 
 return M

@@ -182,6 +182,7 @@ end
 -- True if there is a graph now. The state is as before either way: nothing has run.
 local function capture(self, scope, stage)
   local job, kept = self.job, nil
+  dist.settle(job.device)
   core.trim(job.device) -- the graph's memory is its own: what the steps before left is given back for it
   local ok, graph = pcall(core.capture, job.device, function()
     local _inner <close> = core.scope()

@@ -1,14 +1,17 @@
 -- A training step over the ranks of a job: mpirun -np 2 build/cab run tests/bench/dist.lua; alone it is the number to compare with.
--- Vim-Tiny under DeiT-Tiny as in the vision table of `make bench`, with so many images a rank.
+-- Vim-Tiny under DeiT-Tiny and Phi-Mamba 123M under distilGPT2, as in `make bench`, with so many images or rows a rank. With
+-- CAB_TEST_DEVICE=cpu small models, to see that all of it runs.
 package.path = "tests/?.lua;" .. package.path
 local cab = require "cab"
 local core = require "cab.core"
 local dist = require "cab.dist"
 local synthetic = require "synthetic"
 
+local wanted = os.getenv "CAB_TEST_DEVICE" or "cuda"
+local small = wanted == "cpu"
 dist.open { timeout = 60 }
-local device = dist.device "cuda"
-if dist.size == 1 then device = "cuda:0" end
+local device = dist.device(wanted)
+if dist.size == 1 and not small then device = "cuda:0" end
 
 local function say(form, ...) if dist.rank == 0 then print(form:format(...)) io.stdout:flush() end end
 
@@ -54,23 +57,40 @@ local function reduction(t)
   return seconds, bytes, r:buckets()
 end
 
-local function row(precision, batch)
-  local t = synthetic.new {
-    image = 224, channels = 3, classes = 1000, batch = batch, device = device, precision = precision,
-    student = cab.models.vim { size = "tiny", decay = "identity" }, teacher = cab.models.vit { size = "tiny" },
-    loss = { soft = 1, align = { "attention_bridge", weight = 3 } }, optim = { ema = 0.9999 },
-  }
-  if dist.size > 1 then dist.equalise("state", t.job:state()) end
-  for n = 1, 8 do step(t, n, n == 8) end
-  local best = math.huge
-  for k = 0, 4 do best = math.min(best, loop(t, 9 + 20 * k, 20)) end
-  local v = step(t, 200, true)
+local function vision(batch)
+  local image, size = small and 32 or 224, small and { dim = 32, depth = 2 } or { size = "tiny" }
+  local student, teacher = { decay = "identity" }, {}
+  for k, v in pairs(size) do student[k], teacher[k] = v, v end
+  if small then teacher.heads = 2 end
+  return { image = image, channels = 3, classes = small and 10 or 1000, batch = batch, unit = "images", count = batch,
+    student = cab.models.vim(student), teacher = cab.models.vit(teacher),
+    loss = { soft = 1, align = { "attention_bridge", weight = 3 } }, optim = { ema = 0.9999 } }
+end
+
+local function text(batch)
+  local length = small and 32 or 1024
+  return { vocab = small and 67 or 50257, length = length, packed = true, batch = batch, unit = "tokens", count = batch * length,
+    student = small and cab.models.phi_mamba { dim = 24, depth = 2, heads = 3, state = 5 } or cab.models.phi_mamba { size = "123m" },
+    teacher = small and cab.models.gpt2 { dim = 24, depth = 2, heads = 3, positions = 32 } or cab.models.gpt2 { size = "distil" },
+    loss = { soft = { hard = 1 }, align = { "attention_bridge", map = "none" } } }
+end
+
+-- One row of the table. what: of vision or text; o: precision, shard, reduce (the reduction alone too).
+local function row(what, o)
+  what.device, what.precision, what.dist = device, o.precision, { shard = o.shard or false }
+  core.reset_peak(device)
+  local t = synthetic.new(what)
+  if dist.size > 1 then dist.equalise("state", t.job:state(true)) end
+  for n = 1, 6 do step(t, n, n == 6) end
+  local best, steps = math.huge, small and 3 or 15
+  for k = 0, 2 do best = math.min(best, loop(t, 7 + steps * k, steps)) end
+  local v = step(t, 100, true)
   local m = core.memory(device)
-  say("%-5s %d ranks x %3d  %8.3f ms  %8.0f images/s  %6.2f GB held  %s  loss %.6f", precision, dist.size, batch, 1e3 * best, dist.size * batch / best,
-    (m.live + m.cached) / 1e9, t.stepper.graph and "graph" or "eager", v.loss)
-  for _, text in ipairs(t.messages) do say("      %s", text) end
-  if t.stepper.reducer then
-    dist.compare(t.job:tensors())
+  say("%-6s %-4s %d x %-3d %8.3f ms %9.0f %s/s  peak %6.3f GB  %s%s  loss %.6f", what.unit, o.precision, dist.size, what.batch, 1e3 * best,
+    dist.size * what.count / best, what.unit, m.peak / 1e9, t.stepper.graph and "graph" or "eager", o.shard and " shard" or "", v.loss)
+  for _, message in ipairs(t.messages) do say("      %s", message) end
+  if t.stepper.reducer then dist.compare(t.job:tensors()) end
+  if t.stepper.reducer and o.reduce then
     local seconds, bytes, buckets = reduction(t)
     say("      %.1f MB of gradients in %d buckets, reduced alone: %.3f ms, %.1f GB/s", bytes / 1e6, buckets, 1e3 * seconds, bytes / seconds / 1e9)
   end
@@ -80,10 +100,13 @@ local function row(precision, batch)
   core.trim(device)
 end
 
-for _, precision in ipairs { "f32", "tf32", "bf16" } do
-  for _, batch in ipairs { 64, 32 } do row(precision, batch) end
-end
+local precisions = small and { "f32" } or { "tf32", "bf16" }
+for _, precision in ipairs(precisions) do row(vision(small and 4 or 64), { precision = precision, reduce = true }) end
+row(text(small and 2 or 8), { precision = precisions[#precisions], reduce = true })
 if dist.size > 1 then
+  row(vision((small and 4 or 64) // dist.size), { precision = precisions[1] }) -- strong scaling: the batch of one
+  row(vision(small and 4 or 64), { precision = precisions[1], shard = true })
+  row(text(small and 2 or 8), { precision = precisions[#precisions], shard = true })
   local begun = core.now()
   for _ = 1, 2000 do core.dist.meet "latency" end
   say("a meeting of %d ranks: %.1f us", dist.size, 1e6 * (core.now() - begun) / 2000)

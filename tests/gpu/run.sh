@@ -11,6 +11,7 @@
 #   align        what the bridge adds to the step of soft distillation, time and memory
 #   peer         kernels and bridge loss next to PyTorch
 #   language     the language step and the SSD scan
+#   dist         on 2 GPUs, in 4 minutes: parity, bits and faults of 2 ranks, then scaling; DIST_DEVICE=cpu: its rehearsal without GPUs
 #   profile      time by kernel of one replayed step; PROFILE names precisions and stages of language (default: f32 tf32 bf16 align kl)
 # Logs go to ${OUT:-/tmp/gpu-out}/PART.log. Each part has a limit of time. Ends with a line for each; exit code 1 if one failed.
 # Where Lua and its libraries are: tests/gpu/env.sh.
@@ -103,6 +104,19 @@ profile() {
   done
 }
 
+dist() {
+  local device=${DIST_DEVICE:-cuda} dir
+  [ ! -e .gpu/mpi/env.sh ] || . .gpu/mpi/env.sh
+  for dir in $(python3 -c 'import nvidia, os; p = list(nvidia.__path__)[0]; print(os.path.join(p, "nccl", "lib"))' 2>/dev/null); do
+    ldconfig -p | grep -q 'libnccl\.so\.2' || export LD_LIBRARY_PATH=${LD_LIBRARY_PATH:-}:$dir
+  done
+  export NCCL_NVLS_ENABLE=${NCCL_NVLS_ENABLE:-0} OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 CAB_TEST_DEVICE=$device
+  local mpirun="mpirun --oversubscribe --bind-to none -np 2" # no word of LD_LIBRARY_PATH: ranks of this host have it anyway
+  LINES_OK=30 check dist-alone 60 "$cab" run tests/bench/dist.lua
+  LINES_OK=30 check dist-two 90 $mpirun "$cab" run tests/bench/dist.lua
+  LINES_OK=40 check dist-ranks "${DIST_SECONDS:-150}" "$cab" run tests/gpu/dist.lua
+}
+
 for part in "$@"; do
   case $part in
     parity) LINES_OK=140 spec parity 200 tests/ops_spec.lua tests/cuda_spec.lua tests/tensor_spec.lua tests/nn_spec.lua \
@@ -118,6 +132,7 @@ for part in "$@"; do
     bench) LINES_OK=200 check bench 280 "$cab" run tests/bench/gpu.lua ceilings kernels bridge step align step128 forward ;;
     language) LINES_OK=60 check language 120 "$cab" run tests/bench/gpu.lua ssd language ;;
     align) LINES_OK=20 check align 120 "$cab" run tests/bench/gpu.lua align ;;
+    dist) dist ;;
     profile) profile ;;
     peer) LINES_OK=200 check peer 280 "$cab" run tests/bench/gpu.lua kernels bridge peer ;;
     *) echo "unknown part '$part'"; exit 2 ;;
