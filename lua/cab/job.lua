@@ -485,10 +485,7 @@ function Job:averaged(fn)
           if back then p.tensor:copy(raw[i]) elseif p.average then (p.own or p.tensor):copy(p.average) end
         end
       end
-      if self.shard and not back then
-        self.shard:gather()
-        require "cab.dist".settle(self.device)
-      end
+      if self.shard and not back then self.shard:gathered() end
     end)
   end
   swap(false)

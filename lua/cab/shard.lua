@@ -55,6 +55,12 @@ end
 --- The updated parts of all ranks, on all. Launches only, on a GPU.
 function Shard:gather() self.buffer:gather() end
 
+--- The same, for what is not part of a step: waits for it.
+function Shard:gathered()
+  self:gather()
+  dist.settle(self.job.device)
+end
+
 --- Names in a checkpoint -> a tensor of that shape.
 ---@param out table to which they are added
 function Shard:names(out)

@@ -53,7 +53,8 @@ end
 for _, row in ipairs { { "KILL", "has died" }, { "STOP", "is stopped" } } do
   local output, path, seconds, script = ranks.hurt(row[1])
   local line = output:match "cab: error%[E69[^\n]*" or output
-  check(seconds < ranks.timeout + 5 and output:find("ends with 69\n", 1, true) or output:find "ends with 137\n", "SIG%s: over in %.1f s (timeout %d s and 5)", row[1], seconds, ranks.timeout)
+  check(seconds < ranks.timeout + 5 and (output:find "ends with 69\n" or output:find "ends with 137\n") ~= nil,
+    "SIG%s: over in %.1f s (timeout %d s and 5)", row[1], seconds, ranks.timeout)
   check(one_line(output) and output:find(row[2], 1, true), "SIG%s: %s", row[1], line)
   local left = ranks.orphans()
   check(left == "", "SIG%s: no process is left %s", row[1], left)
@@ -74,7 +75,8 @@ w.requires_grad = true
 if rank == 1 then os.execute "sleep 60" end
 core.dist.reducer({ w }, 1024)
 core.dist.meet "after"]]):format(ranks.device))
-check(code == 69 and seconds < ranks.timeout + 15, "a rank that does not come to the start: 69 after %.1f s: %s", seconds, output:match "cab: error%[E69[^\n]*" or output)
+check(code == 69 and seconds < ranks.timeout + 15,
+  "a rank that does not come to the start: 69 after %.1f s: %s", seconds, output:match "cab: error%[E69[^\n]*" or output)
 check(ranks.orphans() == "", "no process is left")
 print(failed == 0 and "dist: all as it should be" or ("dist: %d failed"):format(failed))
 return failed == 0 and 0 or 1
