@@ -376,7 +376,7 @@ describe("training on cuda", function()
     end
   end)
 
-  -- A loss times factor(n), n counting its runs on the device: step s is run s + 1, since the first step looks at each term.
+  -- A loss times factor(n), n counting its runs on the device: step s is run s + 2, since the audit has two.
   local function counted(factor)
     local runs, bad = core.zeros({}, "f32", "cuda"), cab.strategy { needs = {}, options = {} }
     function bad:loss(_, batch)
@@ -388,7 +388,7 @@ describe("training on cuda", function()
 
   it("stops where numbers are read after a step that is not finite, and names that step", function()
     local path = out()
-    local e = refused(76, train, counted(function(n) return 6.5 - n end), { out = path })
+    local e = refused(76, train, counted(function(n) return 7.5 - n end), { out = path })
     assert.matches("step 6: loss 'bad' is not finite", e.message)
     local report = core.json_decode(folder.read(path .. "/nan-report.json"))
     assert.equal(6, report.step)
@@ -399,7 +399,7 @@ describe("training on cuda", function()
   end)
 
   it("skips such a step if the recipe says so", function()
-    local change = counted(function(n) return cab.op.square(n - 7) - 0.25 end)
+    local change = counted(function(n) return cab.op.square(n - 8) - 0.25 end)
     change.guard = { nonfinite = "skip", skips = 3 }
     local r = train(change)
     assert.matches("warning: step 6: .* is not finite; step skipped", log_of(r))
