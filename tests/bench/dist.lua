@@ -77,7 +77,7 @@ end
 
 -- One row of the table. what: of vision or text; o: precision, shard, reduce (the reduction alone too).
 local function row(what, o)
-  what.device, what.precision, what.dist = device, o.precision, { shard = o.shard or false }
+  what.device, what.precision, what.dist = wanted, o.precision, { shard = o.shard or false }
   core.reset_peak(device)
   local t = synthetic.new(what)
   if dist.size > 1 then dist.equalise("state", t.job:state(true)) end
