@@ -124,6 +124,7 @@ bench: all
 	$B/cab run tests/bench/bench.lua
 	$B/cab run tests/bench/language.lua
 	$B/cab run tests/bench/audit.lua
+	$B/cab run tests/bench/cache.lua
 	$B/cab run tests/bench/tokenizer.lua
 
 lint:
