@@ -176,6 +176,111 @@ describe("the teacher cache", function()
     assert.are.equal(folder.read(run(nil, change).path .. "/metrics.jsonl"), folder.read(run({ path = path, coding = "f32" }, change).path .. "/metrics.jsonl"))
   end)
 
+  it("feeds parts of a batch as whole ones", function()
+    local live, cached = run(nil, { accumulate = 3 }), run({ path = fresh "cache", coding = "f32" }, { accumulate = 3 })
+    assert.are.equal(folder.read(live.path .. "/metrics.jsonl"), folder.read(cached.path .. "/metrics.jsonl"))
+  end)
+
+  -- Images drawn anew: two epochs of five batches, and one more.
+  local function drawn(steps, more)
+    local d = { fraction = 0.02, flip = true, pad = 2, erase = 0.3, mixup = 0.4, validation = 0.2 }
+    for k, v in pairs(more or {}) do d[k] = v end
+    return { data = cab.data.fashion(d), batch = 32, stages = { { loss = { soft = 1, align = { "attention_bridge", hidden = 8, weight = 2 } }, steps = steps } } }
+  end
+
+  it("of images drawn anew holds the views of some epochs: in f32 they train as the live teacher does, bit for bit", function()
+    local path, live = fresh "cache", run(nil, drawn(10))
+    for _ = 1, 2 do
+      local cached = run({ path = path, coding = "f32", epochs = 2 }, drawn(10))
+      assert.are.equal(folder.read(live.path .. "/metrics.jsonl"), folder.read(cached.path .. "/metrics.jsonl"))
+      assert.are.equal(core.hash(live.path .. "/checkpoints/step-10.safetensors"), core.hash(cached.path .. "/checkpoints/step-10.safetensors"))
+    end
+    assert.matches("training sees the views of 2 epochs again and again", folder.read(("%s/run%d/log.txt"):format(root, count)))
+    local want, inner = files(path)
+    local bytes = folder.read(inner .. "/q.1.train.f32") -- ends in the second epoch, in the middle of a batch
+    os.remove(inner .. "/q.1.train.f32")
+    core.write_file(inner .. "/q.1.train.f32.part", bytes:sub(1, #bytes * 7 // 10))
+    run({ path = path, coding = "f32", epochs = 2 }, drawn(10))
+    assert.are.same(want, (files(path)))
+    assert.is_false(built({ path = path, epochs = 2 }, drawn(10)).cache.path == built({ path = path, epochs = 3 }, drawn(10)).cache.path)
+  end)
+
+  it("of images drawn anew comes again after these epochs, images and targets", function()
+    local cache = { path = fresh "cache", coding = "f32", epochs = 2 }
+    local job, whole = built(cache, drawn(15)), built(nil, drawn(15))
+    job.cache:fill(job, function() end)
+    assert.are.same({ 0, 1, 0, 1 }, { job:pass(0), job:pass(1), job:pass(2), job:pass(3) })
+    assert.are.equal(3, whole:pass(3))
+    for epoch = 2, 3 do
+      local feed = job.data:loader("train", { batch = 32, seed = 0, epoch = job:pass(epoch), start = 2 })
+      local images = feed:next()
+      job.cache:take(feed, 2)
+      local logits, taps = core.no_grad(function() return whole.teacher:forward(images, { q = true }) end)
+      assert.are.same(logits:totable(), job.cache.now.logits:totable())
+      assert.are.same(taps.q[3]:totable(), job.cache.now.taps.q[3]:totable())
+      feed:close()
+    end
+    local log = run(cache, drawn(15)).path
+    local a, b = fresh "run", fresh "run"
+    run(cache, drawn(15), { out = a })
+    assert.are.equal(folder.read(log .. "/metrics.jsonl"), folder.read(a .. "/metrics.jsonl"))
+    assert.are.equal(75, fault(run, cache, drawn(15), { out = b, stop_after = 12 }).code) -- in the third epoch
+    run(cache, drawn(15), { out = b, resume = true })
+    assert.are.equal(core.hash(a .. "/checkpoints/step-15.safetensors"), core.hash(b .. "/checkpoints/step-15.safetensors"))
+  end)
+
+  it("is refused above its limit, before anything is computed", function()
+    local path = fresh "cache"
+    local e = fault(run, { path = path, epochs = 2, limit = 1e-3 }, drawn(10))
+    assert.are.equal(2, e.code)
+    assert.matches("its files need 0.0%d GiB, more than cache.limit = 0.001: fewer cache.epochs", e.message)
+    assert.is_nil(lfs.attributes(path, "mode"))
+  end)
+
+  local function language(soft, more)
+    local change = { data = cab.data.text { tokenizer = "gpt2:743", length = 32, holdout = 0.02, validation = 0.02 }, batch = 4,
+      teacher = cab.models.gpt2 { dim = 24, depth = 3, heads = 3, positions = 32 }, student = cab.models.phi_mamba { dim = 16, depth = 2, heads = 2, state = 4 },
+      stages = { { loss = { soft = soft, align = { "attention_bridge", hidden = 8, map = "standard", weight = 2 } }, steps = 6 } },
+      eval = { every = "3 steps", tokens = 500 } }
+    for k, v in pairs(more or {}) do change[k] = v end
+    return change
+  end
+
+  it("of a text holds taps and the largest logits: in f32 it trains as the live teacher does, bit for bit", function()
+    local path, live = fresh "cache", run(nil, language { weight = 1, hard = 1, top = 8 })
+    for _ = 1, 2 do
+      local cached = run({ path = path, coding = "f32", top = 8 }, language { weight = 1, hard = 1, top = 8 })
+      assert.are.equal(folder.read(live.path .. "/metrics.jsonl"), folder.read(cached.path .. "/metrics.jsonl"))
+      assert.are.equal(core.hash(live.path .. "/checkpoints/step-6.safetensors"), core.hash(cached.path .. "/checkpoints/step-6.safetensors"))
+    end
+    assert.matches("all there", folder.read(("%s/run%d/log.txt"):format(root, count)))
+    local few = run(nil, language { weight = 1, hard = 1, top = 3 })
+    local cached = run({ path = path, coding = "f32", top = 8 }, language { weight = 1, hard = 1, top = 3 })
+    assert.are.equal(folder.read(few.path .. "/metrics.jsonl"), folder.read(cached.path .. "/metrics.jsonl"))
+    assert.is_false(folder.read(few.path .. "/metrics.jsonl") == folder.read(live.path .. "/metrics.jsonl"))
+    local parts = { accumulate = 2 }
+    assert.are.equal(folder.read(run(nil, language({ weight = 1, hard = 1, top = 8 }, parts)).path .. "/metrics.jsonl"),
+      folder.read(run({ path = path, coding = "f32", top = 8 }, language({ weight = 1, hard = 1, top = 8 }, parts)).path .. "/metrics.jsonl"))
+  end)
+
+  it("of a text in int8 is near the live teacher; what it does not hold is refused", function()
+    local path, soft = fresh "cache", { weight = 1, top = 8 }
+    local live = folder.metrics(run(nil, language(soft)).path .. "/metrics.jsonl")
+    local cached = folder.metrics(run({ path = path, coding = "int8", top = 8 }, language(soft)).path .. "/metrics.jsonl")
+    for i, row in ipairs(live) do
+      if row.loss then assert.is_true(math.abs(row.loss - cached[i].loss) < 2 * forms.int8 * row.loss, ("step %d"):format(row.step)) end
+    end
+    for text, case in pairs { ["has the 4 largest of the teacher's logits, the loss asks for all"] = { 4, 1 },
+      ["has the 4 largest of the teacher's logits, the loss asks for the 8 largest"] = { 4, soft }, ["none are kept: set cache.top"] = { 0, soft } } do
+      local e = fault(run, { path = path, top = case[1] }, language(case[2]))
+      assert.are.equal(2, e.code)
+      assert.matches(text, e.message)
+    end
+    assert.matches("cache.epochs is of images", fault(run, { path = path, epochs = 2 }, language(soft)).message)
+    assert.matches("cache.top is of text", fault(run, { path = path, top = 2 }).message)
+    assert.matches("cache.top is 4000, the teacher has", fault(run, { path = path, top = 4000 }, language(soft)).message)
+  end)
+
   for _, coding in ipairs { "f16", "bf16", "int8" } do
     it(("in %s gives targets within its error, and a loss near the live one"):format(coding), function()
       local live = folder.metrics(run().path .. "/metrics.jsonl")

@@ -296,6 +296,15 @@ describe("windows", function()
     assert.are_not.same(one, run { 1, 6, 0 })
     assert.are_not.same(one, run { 2, 5, 0 })
     assert.same({ one[4], one[5] }, run { 1, 5, 3 })
+    do
+      local t <close> = open()
+      local w <close> = t:windows { length = 10, batch = 2, shuffle = true, seed = 1, epoch = 5 }
+      local order = w:order():totable()
+      assert.equal(10, #order)
+      for i = 1, 10 do assert.equal(order[i] * 10, one[(i + 1) // 2][1][(i - 1) % 2 + 1][1]) end
+      local plain <close> = t:windows { length = 25, batch = 3 }
+      assert.same({ 0, 1, 2, 3 }, plain:order():totable())
+    end
     assert.same({}, run { 1, 5, 9 })
     local seen = {}
     for _, batch in ipairs(one) do for _, row in ipairs(batch[1]) do seen[row[1]] = true end end

@@ -64,6 +64,8 @@ CabWindows *cab_windows_open(CabTokens *t, const CabWindowOptions *o); /* retain
 CabStatus cab_windows_next(CabWindows *w, int *count, const int32_t **ids, const int32_t **segments);
 void cab_windows_close(CabWindows *w);
 int64_t cab_windows_batches(const CabWindows *w);
+/* The window of each place of this epoch, from 0: out[windows]. */
+void cab_windows_order(const CabWindows *w, int32_t *out);
 double cab_windows_wait(const CabWindows *w); /* seconds spent reading */
 
 #endif

@@ -46,6 +46,10 @@ CabWindows *cab_windows_open(CabTokens *t, const CabWindowOptions *o) {
   return w;
 }
 
+void cab_windows_order(const CabWindows *w, int32_t *out) {
+  for (uint64_t i = 0; i < w->o.windows; i++) out[i] = w->order ? (int32_t)w->order[i] : (int32_t)i;
+}
+
 int64_t cab_windows_batches(const CabWindows *w) { return w->batches; }
 double cab_windows_wait(const CabWindows *w) { return w->wait; }
 

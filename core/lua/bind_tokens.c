@@ -249,6 +249,7 @@ static int written(lua_State *L) {
 typedef struct {
   CabWindows *w;
   int length, count;
+  int64_t windows;
   bool pending;
   const int32_t *ids, *segments;
 } Windows;
@@ -276,7 +277,7 @@ static int open_windows(lua_State *L) {
   o.shuffle = bind_opt_bool(L, 2, "shuffle", false), o.drop_last = bind_opt_bool(L, 2, "drop_last", false);
   o.start = bind_opt_int(L, 2, "start", 0);
   Windows *k = new_object(L, sizeof *k, META_WINDOWS);
-  k->length = o.length;
+  k->length = o.length, k->windows = count;
   if (!(k->w = cab_windows_open(t, &o)) && bind_collect(L)) k->w = cab_windows_open(t, &o);
   if (!k->w) bind_raise(L, cab_error()->code);
   return 1;
@@ -328,6 +329,16 @@ static int into(lua_State *L) {
   return lua_pushboolean(L, fits), 1;
 }
 
+/* w:order() -> i32[windows]: the windows, from 0, in the order of the epoch */
+static int windows_order(lua_State *L) {
+  Windows *k = check_open(L, 1, META_WINDOWS, "windows");
+  if (k->windows > INT32_MAX) bind_fail(L, CAB_E_LUA, "order: %lld windows", (long long)k->windows);
+  CabTensor **slot = bind_new_tensor(L);
+  BIND_FILL(L, slot, cab_tensor_new(cab_cpu(), CAB_I32, 1, &k->windows));
+  if (k->windows) cab_windows_order(k->w, cab_tensor_data(*slot));
+  return 1;
+}
+
 static int windows_batches(lua_State *L) { return lua_pushinteger(L, cab_windows_batches(((Windows *)check_open(L, 1, META_WINDOWS, "windows"))->w)), 1; }
 static int windows_wait(lua_State *L) { return lua_pushnumber(L, cab_windows_wait(((Windows *)check_open(L, 1, META_WINDOWS, "windows"))->w)), 1; }
 
@@ -336,7 +347,7 @@ void bind_tokens(lua_State *L) {
   static const luaL_Reg tokens[] = {{"count", tokens_count}, {"format", tokens_format}, {"read", tokens_read}, {"windows", open_windows},
                                     {"close", close_tokens}, {NULL, NULL}};
   static const luaL_Reg writer[] = {{"take", take}, {"written", written}, {"commit", commit}, {"close", close_writer}, {NULL, NULL}};
-  static const luaL_Reg windows[] = {{"next", next_windows}, {"into", into}, {"batches", windows_batches}, {"wait", windows_wait},
+  static const luaL_Reg windows[] = {{"next", next_windows}, {"into", into}, {"order", windows_order}, {"batches", windows_batches}, {"wait", windows_wait},
                                      {"close", close_windows}, {NULL, NULL}};
   static const luaL_Reg functions[] = {{"documents", open_docs}, {"tokens", open_tokens}, {"token_writer", open_writer}, {NULL, NULL}};
   bind_data_class(L, META_DOCS, "documents", close_docs, docs);

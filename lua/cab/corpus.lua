@@ -112,6 +112,10 @@ function Feed:next()
   return ids, segments
 end
 
+--- Windows of the split in the order of this pass: i32[n], from 0.
+---@return cab.Tensor
+function Feed:order() return self.windows:order() end
+
 --- Nothing is ever left out: an id that is none is an error.
 ---@return nil
 function Feed.complaints() return nil end
@@ -126,10 +130,10 @@ Feed.__close = Feed.close
 
 --- A pass over a split. Training batches all have `batch` windows, shuffled; test batches end short and follow the text.
 ---@param split string "train" or "test"
----@param options table batch, seed, epoch (0-based), start (batches to leave out)
+---@param options table batch, seed, epoch (0-based), start (batches to leave out), in_order (of training windows: not shuffled, all of them)
 ---@return TextFeed
 function Data:loader(split, options)
-  local train, part = split == "train", self.parts[split]
+  local train, part = split == "train" and not options.in_order, self.parts[split]
   local windows = part.tokens:windows { length = self.length, batch = options.batch, first = part.first, count = self.count[split],
     seed = options.seed or 0, epoch = options.epoch or 0, start = options.start or 0, shuffle = train, drop_last = train }
   return setmetatable({ windows = windows, device = self.device }, Feed)

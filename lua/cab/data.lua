@@ -194,6 +194,7 @@ end
 
 --- One pass over a split.
 ---@class Feed
+---@field epoch integer from 0
 local Feed = {}
 Feed.__index = Feed
 
@@ -270,7 +271,7 @@ function Data:loader(split, options)
   if options.parts then o.part, o.parts = options.part, options.parts end
   if shuffled then o.repeats, o.mixup, o.cutmix, o.switch = spec.repeats, spec.mixup, spec.cutmix, spec.switch end
   local loader = core.data.loader(o)
-  return setmetatable({ loader = loader, data = self }, Feed)
+  return setmetatable({ loader = loader, data = self, epoch = o.epoch }, Feed)
 end
 
 --- Whole training batches of an epoch.

@@ -281,12 +281,24 @@ function Job:announce()
   end
 end
 
--- Calls f(next batch, its feed) over up to `images` shuffled training images (all classes are among them) or 20000 tokens.
+--- The epoch whose first images, or windows, measure the teacher: training never comes there.
+M.SAMPLED = 1 << 30
+
+--- Of how many batches, and of how many rows, up to `images` training images (all classes are among them) or 20000 tokens are.
+---@param data table
+---@param images integer
+---@return integer batches
+---@return integer rows of each
+function M.sampled(data, images)
+  local most = data.vocab and math.max(1, 5000 // data.length) or data.size > 64 and 20 or 100
+  local batch = math.min(most, images, data.count.train) -- taps of all layers are held, in f64
+  return data.vocab and math.min(4, data.count.train // batch) or math.min(images, data.count.train) // batch, batch
+end
+
+-- Calls f(next batch, its feed) over them, shuffled.
 local function sample(self, images, f)
-  local most = self.text and math.max(1, 5000 // self.data.length) or self.data.size > 64 and 20 or 100
-  local batch = math.min(most, images, self.data.count.train) -- taps of all layers are held, in f64
-  local loader = self.data:loader("train", { batch = batch, seed = self.recipe.seed, epoch = 1 << 30 })
-  local left = self.text and 4 or math.min(images, self.data.count.train) // batch
+  local left, batch = M.sampled(self.data, images)
+  local loader = self.data:loader("train", { batch = batch, seed = self.recipe.seed, epoch = M.SAMPLED })
   f(function()
     left = left - 1
     if left >= 0 then return loader:next() end
@@ -327,6 +339,14 @@ function Job:begin(stage)
   return said
 end
 
+--- The epoch whose batches a run trains on in an epoch: another where a cache holds the views of some epochs only.
+---@param epoch integer from 0
+---@return integer
+function Job:pass(epoch)
+  local views = self.cache and self.cache.epochs or 0
+  return views > 0 and epoch % views or epoch
+end
+
 --- Only what the stage trains wants gradients from now on.
 ---@param stage table
 function Job:enter(stage)
@@ -355,7 +375,8 @@ function Job:losses(stage, images, labels, target)
   local teacher_taps
   local cached = self.cache and self.cache.now
   if cached then
-    batch.teacher, teacher_taps = self.cache:rows(self.part)
+    local now = self.cache:rows(self.part)
+    batch.teacher, teacher_taps = now.logits, now.taps
   elseif stage.teacher_taps then
     batch.teacher, teacher_taps = core.no_grad(function() return self.teacher:forward(images, stage.teacher_taps) end)
   elseif self.teacher then -- logits only, and only for those that read them

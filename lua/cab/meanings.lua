@@ -68,8 +68,12 @@ return {
     spike = "stop, or rewind, at this many times the median gradient norm; 0: off",
   },
   cache = {
-    path = "the folder, shared by all recipes; \"\": none. Filled by the first run that lacks something. Of images that look the same in every epoch",
+    path = "the folder, shared by all recipes; \"\": none. Filled by the first run that lacks something",
     coding = "of taps; `int8`: 1 byte a feature, a scale a token. Logits are f32",
+    epochs = "of images that crops, flips or mixing draw anew: the views of so many epochs, for one `seed` and `batch`; training sees these epochs again and again. "
+      .. "0: each image looks the same",
+    top = "of text: so many of each token's largest logits are kept; a soft loss then takes at most as many as its `top`. 0: none",
+    limit = "GiB of files above which the cache is refused before it is computed",
     live = "the teacher's weights stay in memory too, for strategies that copy them",
   },
   stage = {

@@ -45,15 +45,17 @@ function M.preflight(job)
 end
 
 -- Both losses of a batch at once: head{ ce=, kl=, temperature=, divergence=, smoothing= } runs op.head_loss on the hidden states.
--- teacher() gives the teacher's, when a divergence is asked for.
-local function head_of(job, batch, y, teacher)
+-- teacher() gives the teacher's, when a divergence is asked for; `cached` its largest logits where they are read from files.
+local function head_of(job, batch, y, teacher, cached)
   return function(o)
     local w, b = job.student:head()
     local args = { x = y, w = w, b = b, ids = batch.ids, segment = batch.segment, vocab = job.student.vocab, targets = job.part and job.part.targets }
     for name, value in pairs(o) do args[name] = value end
     local k = o.largest or 0
     args.largest = nil
-    if o.kl and o.kl ~= 0 and k > 0 then
+    if o.kl and o.kl ~= 0 and cached then
+      args.top, args.top_logits = job.cache:largest(cached, k)
+    elseif o.kl and o.kl ~= 0 and k > 0 then
       local rows, l = batch.ids:size(1), batch.ids:size(2)
       local largest, place = core.no_grad(function() return op.largest(batch.teacher:reshape(rows * l, job.teacher.vocab), { k = k }) end)
       args.top, args.top_logits = place:reshape(rows, l, k), largest:reshape(rows, l, k)
@@ -76,17 +78,19 @@ end
 ---@return table taps
 function M.losses(job, stage, ids, segment)
   local about, hidden, teacher_taps = { segment = segment }, nil, nil
+  local cached = job.cache and job.cache.now and job.cache:rows(job.part)
   local function teacher()
+    if cached then job.cache:refuse_all() end
     if not hidden then
       hidden, teacher_taps = core.no_grad(function() return job.teacher:body(ids, stage.teacher_taps, about) end)
     end
     return hidden
   end
-  if stage.teacher_taps then teacher() end
+  if cached then teacher_taps = cached.taps elseif stage.teacher_taps then teacher() end
   local y, taps
   if not stage.apart then y, taps = job.student:body(ids, stage.student_taps, about) end
   local batch = { ids = ids, segment = segment }
-  batch.head = head_of(job, batch, y, teacher)
+  batch.head = head_of(job, batch, y, teacher, cached)
   local whole = { logits = function() return job.student:logits(y) end,
     teacher = function() return core.no_grad(job.teacher.logits, job.teacher, teacher()) end }
   setmetatable(batch, { __index = function(t, key)

@@ -46,7 +46,7 @@ end
 -- recipe's guard skips them. Weights and moments are as if those steps had not been.
 function Run:nonfinite(v)
   local r, job = self.job.recipe, self.job
-  local feed <close> = v.step < self.at and dist.loader(job.data, { batch = r.batch, seed = r.seed, epoch = (v.step - 1) // job.per_epoch,
+  local feed <close> = v.step < self.at and dist.loader(job.data, { batch = r.batch, seed = r.seed, epoch = job:pass((v.step - 1) // job.per_epoch),
     start = (v.step - 1) % job.per_epoch }) or nil
   local bad, terms = self.stepper:blame(job:stage(v.step), v, feed, (v.step - 1) % job.per_epoch)
   for name, x in pairs(terms) do terms[name] = number_text(x) end
@@ -130,7 +130,7 @@ function Run:take(scope, step)
   local epoch, at = (step - 1) // job.per_epoch, (step - 1) % job.per_epoch
   if not self.loader or self.epoch ~= epoch then
     if self.loader then self:close_loader() end
-    self.loader = dist.loader(job.data, { batch = r.batch, seed = r.seed, epoch = epoch, start = at })
+    self.loader = dist.loader(job.data, { batch = r.batch, seed = r.seed, epoch = job:pass(epoch), start = at })
     self.epoch = epoch
   end
   if not self.stepper:take(scope, self.loader, at) then

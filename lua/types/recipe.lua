@@ -30,8 +30,11 @@
 
 ---@class cab.given.cache
 ---@field coding? "f32"|"f16"|"bf16"|"int8" of taps; int8: 1 byte a feature, a scale a token. Logits are f32 ("bf16")
+---@field epochs? integer of images that crops, flips or mixing draw anew: the views of so many epochs, for one seed and batch; training sees these epochs again and again. 0: each image looks the same (0)
+---@field limit? number GiB of files above which the cache is refused before it is computed (64)
 ---@field live? boolean the teacher's weights stay in memory too, for strategies that copy them (false)
----@field path? string the folder, shared by all recipes; "": none. Filled by the first run that lacks something. Of images that look the same in every epoch ("")
+---@field path? string the folder, shared by all recipes; "": none. Filled by the first run that lacks something ("")
+---@field top? integer of text: so many of each token's largest logits are kept; a soft loss then takes at most as many as its top. 0: none (0)
 
 ---@class cab.given.checkpoint
 ---@field every? integer steps between checkpoints; 0: only at the end and when stopped (500)
