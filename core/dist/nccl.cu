@@ -137,7 +137,9 @@ static CabStatus wire_open(CabWire *w, CabDevice *device, const char id[128], in
   Id unique;
   memcpy(unique.internal, id, sizeof unique.internal);
   n->device = device;
-  CUDA_TRY(cudaStreamCreateWithFlags(&n->stream, cudaStreamNonBlocking), "a stream");
+  int least, greatest; /* ahead of the backward, so that a bucket leaves when it can */
+  CUDA_TRY(cudaDeviceGetStreamPriorityRange(&least, &greatest), "a stream");
+  CUDA_TRY(cudaStreamCreateWithPriority(&n->stream, cudaStreamNonBlocking, greatest), "a stream");
   CUDA_TRY(cudaEventCreateWithFlags(&n->ready, cudaEventDisableTiming), "an event");
   CUDA_TRY(cudaEventCreateWithFlags(&n->done, cudaEventDisableTiming), "an event");
   NCCL_TRY(n, n->init(&n->comm, size, unique, rank), "start (NCCL_DEBUG=INFO says more)");
