@@ -172,6 +172,44 @@ core.dist.meet "after"]])
   end)
 end)
 
+describe("a sweep over ranks", function()
+  local study = process.put(dir .. "/study.lua", [[
+local cab = require "cab"
+return cab.study { base = {
+  data = cab.data.fashion { fraction = 0.02 }, student = cab.models.vim { image = 28, patch = 7, dim = 16, depth = 1, state = 4 },
+  stages = { { loss = { vanilla = 1 }, steps = 30 } }, device = "cpu", batch = 20, threads = 1, eval = { batch = 500 }, checkpoint = { every = 5 },
+}, arms = { { name = "a" }, { name = "b", set = { "optim.lr=1e-3" } } }, seeds = { 0, 1, 2 } }
+]])
+  local function sweep(out, more)
+    return ("%s2 '%s' sweep '%s' --quiet --out '%s/%s' %s"):format(launch, process.program, study, dir, out, more or "")
+  end
+  it("deals its runs, and has the table of one process", function()
+    assert.equal(0, (process.sh(("'%s' sweep '%s' --quiet --out '%s/alone'"):format(process.program, study, dir))))
+    local code, output = process.sh(sweep "dealt")
+    assert.equal(0, code, output)
+    assert.equal(folder.read(dir .. "/alone/table.csv"), folder.read(dir .. "/dealt/table.csv"))
+    code, output = process.sh(sweep("dealt", "--part 1/2"))
+    assert.equal(2, code)
+    assert.matches("--part: ranks divide the runs already", output, 1, true)
+  end)
+  it("ends with 69 and the names of what is missing where a worker is killed, after the others finished; then goes on", function()
+    local code, output = process.sh(([[
+(%s; echo "ends with $?") >%s/lost.log 2>&1 &
+for i in $(seq 400); do ls '%s/lost/a_seed=1/checkpoints/'step-* >/dev/null 2>&1 && break; sleep 0.05; done
+for p in /proc/[0-9]*; do tr '\0' ' ' <$p/cmdline 2>/dev/null | grep -q "^%s sweep .*%s/lost --part 2/2" && kill -9 ${p#/proc/}; done
+wait
+cat %s/lost.log]]):format(sweep("lost", "stages.1.steps=2000"), dir, dir, process.program, dir, dir))
+    assert.equal(0, code, output)
+    assert.matches("error[E69-sweep]: 3 of 6 runs are missing, since a rank or its worker died: a_seed=1, b_seed=0, b_seed=2; go on with --out", output,
+      1, true)
+    assert.matches("ends with 69", output)
+    code, output = process.sh(sweep("lost", "stages.1.steps=2000"))
+    assert.equal(0, code, output)
+    assert.matches("resumed at step %d+", folder.read(dir .. "/lost/a_seed=1/log.txt"))
+    assert.is_nil(folder.read(dir .. "/lost/a_seed=0/log.txt"):match "resumed") -- the other rank had finished
+  end)
+end)
+
 describe("one rank", function()
   always("needs no MPI, and a job without it is refused", function()
     local code, output = process.sh(("ASAN_OPTIONS=detect_leaks=0 OMPI_COMM_WORLD_SIZE=2 LD_LIBRARY_PATH=/nowhere '%s' run '%s'"):format(process.program,

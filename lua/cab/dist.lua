@@ -5,6 +5,9 @@ local check = require "cab.check"
 local options = require "cab.options"
 local M = { rank = 0, size = 1, beside = 0, about = "" }
 
+--- In front of a command of a shell: what it starts is rank 0 of 1, though its parent is one of several.
+M.alone = "OMPI_COMM_WORLD_SIZE=1 PMI_SIZE=1 SLURM_STEP_NUM_TASKS=1"
+
 --- Joins the job that started this process, once.
 ---@param o table recipe.dist: timeout in seconds
 function M.open(o) M.rank, M.size, M.beside, M.about = core.dist.open(o.timeout) end

@@ -3,6 +3,7 @@
 local lfs = require "lfs"
 local core = require "cab.core"
 local check = require "cab.check"
+local dist = require "cab.dist"
 local folders = require "cab.folder"
 local options = require "cab.options"
 local recipes = require "cab.recipe"
@@ -22,6 +23,8 @@ local schema = {
   against = { "string", default = "" },                       -- an arm that the others are compared with, seed by seed
 }
 M.schema = schema -- for cab.reference
+
+local FOREVER = 1e9 -- seconds: ranks end at very different times
 
 ---@class Study
 local Study = {}
@@ -181,43 +184,77 @@ local function part_of(text, count)
   return list
 end
 
--- Runs n of this program side by side, a part each, a GPU each where there are several. Their lines are passed on as they come.
+-- Runs n of this program side by side for each rank of a job, a part each, a GPU each where there are several; none of them is a rank.
+-- Their lines are passed on as they come. @return integer the first code that is no success, 0: none
 local function spread(self, root, o)
   local gpus, lines = #core.devices() - 1, {}
   local pipe <close> = io.popen "readlink /proc/$PPID/exe"
   local program = pipe:read "l"
   local function quote(text) return "'" .. text:gsub("'", "'\\''") .. "'" end
-  local each = math.max(1, core.threads() // o.workers)
-  for i = 1, o.workers do
-    local words = { ("OMP_NUM_THREADS=%d"):format(each), quote(program), "sweep", quote(self.source.file) }
+  local workers = o.workers or 1
+  local each = math.max(1, core.threads() // workers)
+  for i = 1, workers do
+    local part, place = dist.rank * workers + i, dist.beside * workers + i - 1
+    local words = { ("OMP_NUM_THREADS=%d"):format(each), dist.alone, quote(program), "sweep", quote(self.source.file) }
     for _, text in ipairs(self.source.overrides) do words[#words + 1] = quote(text) end
-    if gpus > 1 then words[#words + 1] = ("device=cuda:%d"):format((i - 1) % gpus) end
-    words[#words + 1] = ("--out %s --part %d/%d"):format(quote(root), i, o.workers)
-    lines[i] = ("(%s 2>&1 | sed -u 's/^/%d: /'; echo \"exit ${PIPESTATUS[0]}\") &"):format(table.concat(words, " "), i)
+    if gpus > 1 then words[#words + 1] = ("device=cuda:%d"):format(place % gpus) end
+    words[#words + 1] = ("--out %s --part %d/%d"):format(quote(root), part, workers * dist.size)
+    lines[i] = ("(%s 2>&1 | sed -u 's/^/%d: /'; echo \"exit ${PIPESTATUS[0]}\") &"):format(table.concat(words, " "), part)
   end
   lines[#lines + 1] = "wait"
   local all, worst = io.popen("bash -c " .. quote(table.concat(lines, "\n"))), 0
   for line in all:lines() do
     local code = line:match "^exit (%d+)$"
     if not code then
-      if not o.quiet then print(line) end
+      if not o.quiet then print(line) io.stdout:flush() end
     elseif tonumber(code) > 1 then worst = worst == 0 and tonumber(code) or worst end
   end
   all:close()
-  if worst > 0 then check.fail(math.tointeger(worst), ("a worker ended with code %d; go on with --out %s"):format(worst, root), { id = "worker" }) end
+  return math.tointeger(worst)
 end
 
---- Runs what is not finished, in `out` (default runs/NAME-N), then reports. A run that fails is listed, and the rest goes on.
+-- After all ranks did their part, or one was lost: the table of what is there; 75 if they were asked to stop, 69 if some ended otherwise.
+local function together(self, root, o, worst)
+  local ok, codes = pcall(dist.sum, "end of the sweep", { worst == 75 and 1 or 0, (worst ~= 0 and worst ~= 75) and 1 or 0 })
+  local function tell()
+    local result = self:report(root, { quiet = o.quiet or dist.rank > 0 })
+    if ok and codes[2] == 0 and codes[1] > 0 then check.fail(75, "the sweep was stopped; go on with --out " .. root, { id = "stopped" }) end
+    local names = {}
+    for _, run in ipairs(self.runs) do if not run.result then names[#names + 1] = run.name end end
+    if #names > 0 and not (ok and codes[2] == 0) then
+      local more = #names > 8 and (" and %d more"):format(#names - 8) or ""
+      check.fail(69, ("%d of %d runs are missing, since a rank or its worker died: %s%s; go on with --out %s"):format(#names, #self.runs,
+        table.concat(names, ", ", 1, math.min(#names, 8)), more, root), { id = "sweep" })
+    end
+    return result, { failed = result.failed, missing = result.missing }
+  end
+  if not ok then return tell() end
+  local result, told = dist.first("table", tell)
+  return result or { path = root, rows = {}, failed = told.failed, missing = told.missing }
+end
+
+--- Runs what is not finished, in `out` (default runs/NAME-N), then reports. A run that fails is listed, and the rest goes on. Under mpirun
+--- or srun each rank has its part of the runs, which are of one process each, and rank 0 reports in the end.
 ---@param o? table out, resume (the newest folder), workers (1), part ("I/N"), quiet, name, source
 ---@return table {path, rows, failed, missing}
 function Study:run(o)
   o = o or {}
   self.source = o.source
-  local root = o.out or folders.choose(o.name or self.name, o.resume)
-  folders.make(root)
+  dist.open { timeout = FOREVER }
+  local _, root = dist.first("folder", function()
+    local at = o.out or folders.choose(o.name or self.name, o.resume)
+    folders.make(at)
+    return nil, at
+  end)
+  if dist.size > 1 then
+    if o.part then check.fail(2, "--part: ranks divide the runs already", { id = "usage" }) end
+    core.catch_signals(true) -- workers stop, and are waited for
+    return together(self, root, o, spread(self, root, o))
+  end
   local mine = part_of(o.part, #self.runs)
   if (o.workers or 1) > 1 then
-    spread(self, root, o)
+    local worst = spread(self, root, o)
+    if worst > 0 then check.fail(worst, ("a worker ended with code %d; go on with --out %s"):format(worst, root), { id = "worker" }) end
   else
     for count, k in ipairs(mine) do
       local run = self.runs[k]

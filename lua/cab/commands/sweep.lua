@@ -5,6 +5,7 @@ return {
   examples = {
     { "cab sweep recipes/studies/methods.lua", "in runs/methods-1" },
     { "cab sweep my_study.lua --workers 2 --out runs/mine", "two runs at a time; the same line goes on after a stop" },
+    { "mpirun -np 8 cab sweep my_study.lua --out /shared/mine", "the runs dealt to eight ranks, on one host or several that share a folder" },
     { "cab sweep my_study.lua --part 1/4 --out /shared/mine", "on the first of four machines that share a folder" },
   },
   arguments = { { "study", "Lua file that returns cab.study{...}.", of = "recipe" }, commands.overrides },
@@ -16,7 +17,8 @@ return {
     { "--table", "Run nothing: the table of what is finished." },
   },
   common = { "quiet", "json" },
-  notes = "A run that fails is listed at the end, the others go on, and the exit code is 1.\n" .. commands.exit_codes,
+  notes = "A run that fails is listed at the end, the others go on, and the exit code is 1. Under mpirun or srun, where a rank or its worker\n"
+    .. "dies, the others go on, the missing runs are named, and the exit code is 69; the same line goes on from there.\n" .. commands.exit_codes,
   run = function(o)
     local path = o.study
     local value = require "cab.core".loadfile(path)(path)
