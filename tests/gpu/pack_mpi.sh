@@ -1,6 +1,6 @@
 #!/bin/bash
-# pack_mpi.sh [DIR=.gpu/mpi]: copies what mpirun and libmpi of Open MPI 4 need on one host from this system (Debian) into a folder that
-# works wherever it lies, for a machine with GPUs and no MPI. Source DIR/env.sh there. Networks beyond TCP are left out.
+# pack_mpi.sh [DIR=.gpu/mpi]: copies what mpirun and libmpi of Open MPI 4 need on one host from this system (Debian) into DIR.tar.gz, for a
+# machine with GPUs and no MPI: unpacked it works wherever it lies, after `. DIR/env.sh`. Networks beyond TCP are left out.
 set -eu
 to=${1:-.gpu/mpi}
 from=$(dirname "$(ldconfig -p | awk '/libmpi\.so\.40 /{print $NF; exit}')")
@@ -29,4 +29,6 @@ export OPAL_DATADIR=$mpi/share OPAL_PKGDATADIR=$mpi/share/openmpi OPAL_SYSCONFDI
 export PMIX_INSTALL_PREFIX=$mpi PMIX_LIBDIR=$mpi/lib PMIX_PKGLIBDIR=$mpi/lib/pmix
 export PATH=$mpi/bin:$PATH LD_LIBRARY_PATH=$mpi/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 END
-echo "$to: $(du -sk "$to" | cut -f 1) KiB, $(tar -C "$to" -c . | xz -9 | wc -c) bytes packed with xz"
+tar -C "$(dirname "$to")" -czf "$to.tar.gz" "$(basename "$to")"
+rm -r "$to"
+echo "$to.tar.gz: $(stat -c %s "$to.tar.gz") bytes"

@@ -106,6 +106,7 @@ profile() {
 
 dist() {
   local device=${DIST_DEVICE:-cuda} dir
+  [ -e .gpu/mpi ] || [ ! -e .gpu/mpi.tar.gz ] || tar -C .gpu -xzf .gpu/mpi.tar.gz
   [ ! -e .gpu/mpi/env.sh ] || . .gpu/mpi/env.sh
   for dir in $(python3 -c 'import nvidia, os; p = list(nvidia.__path__)[0]; print(os.path.join(p, "nccl", "lib"))' 2>/dev/null); do
     ldconfig -p | grep -q 'libnccl\.so\.2' || export LD_LIBRARY_PATH=${LD_LIBRARY_PATH:-}:$dir
