@@ -62,7 +62,7 @@ local parts = {
   dist = {
     timeout    = { numbers, default = 300, min = 1 },           -- seconds until a rank that does not come is given up
     shard      = { "boolean", default = false },                -- each rank has the optimizer's state of its part of the parameters
-    bucket     = { "integer", default = 8, min = 1, max = 1024 }, -- MiB of gradients that travel together
+    bucket     = { "integer", default = 32, min = 1, max = 1024 }, -- MiB of gradients that travel together
     check      = { "integer", default = 100, min = 0 },         -- steps between comparisons of all ranks' weights, 0: never
   },
   guard = {

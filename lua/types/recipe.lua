@@ -41,7 +41,7 @@
 ---@field keep? integer how many of the newest stay (2)
 
 ---@class cab.given.dist
----@field bucket? integer MiB of gradients that travel together, while the backward goes on (8)
+---@field bucket? integer MiB of gradients that travel together, while the backward goes on (32)
 ---@field check? integer steps between comparisons of all ranks' weights; 0: never (100)
 ---@field shard? boolean each rank keeps moments and averages of its part of the parameters, and updates that part; the same training, bit by bit (false)
 ---@field timeout? number seconds after which a rank that does not come is given up, and all end with 69 (300)
