@@ -35,10 +35,11 @@ static uint16_t half_of(float x) {
   return (uint16_t)(sign | u >> 13);
 }
 
-/* The exponent is moved by multiplying with 2^112, which is right below 2^-14 too; no infinities are stored. */
+/* The exponent is moved by 112; below 2^-14 it is 1 more than the field says, and the leading 1 is taken off. No infinities are stored. */
 static float of_half(uint16_t h) {
-  float x = float_of((uint32_t)(h & 0x7fff) << 13) * 0x1p112f;
-  return (h & 0x8000) ? -x : x;
+  uint32_t u = (uint32_t)(h & 0x7fff) << 13, sign = (uint32_t)(h & 0x8000) << 16;
+  float normal = float_of(u + 0x38000000), below = float_of(u + 0x38800000) - 0x1p-14f;
+  return float_of((u >> 23 ? bits_of(normal) : bits_of(below)) | sign);
 }
 
 static uint16_t bf16_of(float x) {

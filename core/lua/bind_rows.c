@@ -1,4 +1,5 @@
 /* bind_rows.c - core.rows: files of coded rows of activations. Rows count from 0. */
+#include <omp.h>
 #include <string.h>
 
 #include "bind_data.h"
@@ -100,23 +101,43 @@ static int rows_count(lua_State *L) {
   return lua_pushinteger(L, (lua_Integer)(r->file.size / r->bytes)), 1;
 }
 
+static CabStatus read_row(const Rows *r, uint64_t number, uint8_t *row, float *to) {
+  CAB_TRY(cab_file_read(&r->file, row, r->bytes, number * r->bytes));
+  if (cab_row_decode(&r->form, number, row, to)) return CAB_OK;
+  return cab_fail_file(CAB_E_INPUT, "rows-damaged", r->path, (int64_t)(number * r->bytes), "row %llu is not as it was written", (unsigned long long)number);
+}
+
+/* Rows side by side; the first that fails in `bad`, n if none. The error is in the slot of a thread that may be another's. */
+static int64_t read_rows(const Rows *r, const uint64_t *numbers, int64_t n, uint8_t *room, float *to, int threads) {
+  const int64_t each = r->form.tokens * r->form.width;
+  int64_t bad = n;
+#pragma omp parallel for num_threads(threads) schedule(static) reduction(min : bad)
+  for (int64_t i = 0; i < n; i++)
+    if (read_row(r, numbers[i], room + (uint64_t)omp_get_thread_num() * r->bytes, to + i * each) != CAB_OK && i < bad) bad = i;
+  return bad;
+}
+
 /* rows:read({row, ...}, f32[n,tokens,width]): the rows, decoded, in that order; 65 (rows-damaged) names a row whose bytes changed */
 static int rows_read(lua_State *L) {
   Rows *r = check_rows(L);
   char where[48];
   bind_check_table(L, 2);
   CabTensor *t = check_values(L, 3, &r->form);
-  uint8_t *row = lua_newuserdatauv(L, r->bytes, 0);
-  float *to = cab_tensor_data(t);
-  for (int64_t i = 0; i < t->shape[0]; i++) {
+  const int64_t n = t->shape[0], each = r->form.tokens * r->form.width;
+  const int threads = n < cab_threads() ? (int)n : cab_threads();
+  uint64_t *numbers = lua_newuserdatauv(L, (size_t)n * sizeof *numbers, 0);
+  for (int64_t i = 0; i < n; i++) {
     lua_rawgeti(L, 2, i + 1);
-    uint64_t number = (uint64_t)bind_check_int(L, -1);
+    numbers[i] = (uint64_t)bind_check_int(L, -1);
     lua_pop(L, 1);
-    if (number >= r->file.size / r->bytes) bind_arg_error(L, 2, "row %lld of %llu", (long long)number, (unsigned long long)(r->file.size / r->bytes));
-    CabStatus status = cab_file_read(&r->file, row, r->bytes, number * r->bytes);
-    if (!status && !cab_row_decode(&r->form, number, row, to + i * r->form.tokens * r->form.width))
-      status = cab_fail_file(CAB_E_INPUT, "rows-damaged", r->path, (int64_t)(number * r->bytes), "row %llu is not as it was written", (unsigned long long)number);
-    if (status) bind_raise(L, status);
+    if (numbers[i] >= r->file.size / r->bytes)
+      bind_arg_error(L, 2, "row %lld of %llu", (long long)numbers[i], (unsigned long long)(r->file.size / r->bytes));
+  }
+  uint8_t *room = lua_newuserdatauv(L, (size_t)threads * r->bytes, 0);
+  float *to = cab_tensor_data(t);
+  for (int64_t done = 0; done < n; done++) { /* a row that failed once more in this thread, for its error */
+    done += read_rows(r, numbers + done, n - done, room, to + done * each, threads);
+    if (done < n && read_row(r, numbers[done], room, to + done * each) != CAB_OK) bind_raise(L, cab_error()->code);
   }
   cab_tensor_touch(t, bind_where(L, where));
   return 0;

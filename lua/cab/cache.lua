@@ -338,9 +338,10 @@ function Cache:fill(job, say)
   if not self.live then job.teacher:hollow(self:why()) end
 end
 
+-- All are decoded before the first is sent: meanwhile a GPU is still at its last step.
 local function read(set, rows)
+  for _, b in ipairs(set.list) do b.reader:read(rows, b.host) end
   for _, b in ipairs(set.list) do
-    b.reader:read(rows, b.host)
     if b.there ~= b.host then b.there:copy(b.dtype and b.host:to(b.dtype) or b.host) end
   end
   return set
