@@ -3,6 +3,7 @@ local core = require "cab.core"
 local check = require "cab.check"
 local control = require "cab.control"
 local options = require "cab.options"
+local state = require "cab.state"
 local taps = require "cab.taps"
 local weighting = require "cab.weighting"
 local M = {}
@@ -63,19 +64,6 @@ local function add_parameters(self, list, student)
   for _, p in ipairs(list) do
     self.params[#self.params + 1] = { name = p.name, tensor = p.tensor, decay = p.decay, student = student,
       averaged = student and self.recipe.optim.ema > 0 }
-  end
-end
-
--- Moments and averages of all parameters.
-local function add_state(self)
-  if require "cab.dist".size > 1 and self.recipe.dist.shard then
-    self.shard = require "cab.shard".new(self)
-    return
-  end
-  for _, p in ipairs(self.params) do
-    local shape, dtype, device = p.tensor:shape(), p.tensor:dtype(), p.tensor:device()
-    p.m, p.v = core.zeros(shape, dtype, device), core.zeros(shape, dtype, device)
-    p.average = p.averaged and p.tensor:detach():clone() or nil
   end
 end
 
@@ -261,7 +249,7 @@ function M.build(r, o)
   add_parameters(self, self.student:parameters(), true)
   for _, made in ipairs(self.strategies) do add_parameters(self, made.strategy:parameters(), false) end
   if self.pairs then add_parameters(self, self.pairs:parameters(), false) end
-  add_state(self)
+  state.add(self)
   choose(self)
   plan(self)
   self:follow()
@@ -410,22 +398,6 @@ function M.total(terms)
   return sum
 end
 
---- AdamW with clipping and averages over all parameters, as the recipe says; goes on from their moments.
----@return userdata optimizer of core.optimizer
-function Job:optimizer()
-  local o = self.recipe.optim
-  local all = { params = {}, m = {}, v = {}, average = {}, decay = {}, born = {}, beta1 = o.beta1, beta2 = o.beta2, eps = o.eps }
-  for i, p in ipairs(self.params) do
-    all.params[i], all.m[i], all.v[i], all.average[i] = p.tensor, p.m or false, p.v or false, p.average or false
-    if self.shard then
-      all.from = all.from or {}
-      all.from[i] = p.from
-    end
-    all.decay[i], all.born[i] = p.decay and o.weight_decay or 0, p.born or 0
-  end
-  return core.optimizer(all)
-end
-
 ---@param only_student? boolean
 ---@return any[] tensors
 function Job:tensors(only_student)
@@ -442,78 +414,7 @@ end
 --- Gradient norms of the terms and their conflicts: cab.shares, as job:shares(stage, images, labels, target).
 Job.shares = require "cab.shares".of
 
---- Everything a checkpoint holds: weights, moments, averages, statistics. Of a sharded job, for all ranks to call: moments and
---- averages are on rank 0's CPU.
----@param own? boolean only what this process has whole
----@return table name -> tensor
-function Job:state(own)
-  local out = {}
-  for _, p in ipairs(self.params) do
-    out[(p.student and "student." or "") .. p.name] = p.tensor
-    if not self.shard then
-      out["adam.m." .. p.name], out["adam.v." .. p.name], out["average." .. p.name] = p.m, p.v, p.average
-    end
-  end
-  for name, t in pairs(self.pairs and self.pairs:statistics() or {}) do out[name] = t end
-  if self.shard and not own then self.shard:state(out) end
-  return out
-end
-
---- Takes a checkpoint's tensors back; faults (65) unless names and shapes are those of this recipe.
----@param tensors table
----@param path string for messages
-function Job:restore(tensors, path)
-  local seen = {}
-  if self.pairs then
-    local statistics = {}
-    for name, t in pairs(tensors) do
-      if name:find("^pairs%.") then statistics[name] = t:to(self.device) end
-    end
-    self.pairs:restore(statistics)
-  end
-  local state, shapes = self:state(true), self:state(true)
-  if self.shard then self.shard:names(shapes) end
-  for name, t in pairs(shapes) do
-    local from = tensors[name]
-    if not from then check.fail(65, ("%s: '%s' is missing: of another recipe"):format(path, name), { file = path, id = "checkpoint" }) end
-    local a, b = table.concat(from:shape(), ","), table.concat(t:shape(), ",")
-    if a ~= b then
-      check.fail(65, ("%s: '%s' is [%s], expected [%s]"):format(path, name, a, b), { file = path, id = "checkpoint" })
-    end
-    seen[name] = true
-  end
-  for name in pairs(tensors) do
-    if not seen[name] and not name:find("^pairs%.") then
-      check.fail(65, ("%s: unexpected '%s': of another recipe"):format(path, name), { file = path, id = "checkpoint" })
-    end
-  end
-  core.no_grad(function()
-    for name, t in pairs(state) do t:copy(tensors[name]) end
-    if self.shard then self.shard:take(tensors) end
-  end)
-end
-
---- Calls fn with the averaged weights in place of the student's, if there are averages.
----@param fn fun(): any
----@return any what fn returns
-function Job:averaged(fn)
-  local raw = {}
-  local function swap(back)
-    core.no_grad(function()
-      for i, p in ipairs(self.params) do
-        if p.averaged then
-          if not back then raw[i] = p.tensor:detach():clone() end
-          if back then p.tensor:copy(raw[i]) elseif p.average then (p.own or p.tensor):copy(p.average) end
-        end
-      end
-      if self.shard and not back then self.shard:gathered() end
-    end)
-  end
-  swap(false)
-  local ok, result = pcall(fn)
-  swap(true)
-  if not ok then error(result, 0) end
-  return result
-end
+--- cab.state, as job:optimizer(), job:state(own), job:restore(tensors, path) and job:averaged(fn).
+Job.optimizer, Job.state, Job.restore, Job.averaged = state.optimizer, state.all, state.restore, state.averaged
 
 return M
