@@ -1,5 +1,5 @@
 -- Scaling on paper: how long a step takes on n GPUs by what one GPU, NVLink and a network do. build/cab run tests/bench/scaling.lua prints the
--- table of docs/distributed.md. mpirun -np 2 (or 3) of the same measures the model's numbers on CPU ranks and sets its forecast against the
+-- table of docs/distributed.md (argument: MiB of a bucket, 32). mpirun -np 2 (or 3) of the same measures the model's numbers on CPU ranks and sets its forecast against the
 -- clock.
 package.path = "tests/?.lua;" .. package.path
 local cab = require "cab"
@@ -9,18 +9,18 @@ local dist = require "cab.dist"
 local MB, GB, us = 1e6, 1e9, 1e-6
 
 -- Steps of one H100 (BENCHMARKS.md): seconds and gradients in bytes (f32); shares of the step before the backward and in it, as its
--- products divide; last: bytes of the bucket that leaves last, an embedding's gradient, since a parameter is not cut.
+-- products divide; last: bytes of the bucket that leaves last, an embedding's gradient, since a parameter is not cut. two: measured on 2.
 local steps = {
-  { name = "vision TF32, 64 images", step = 27.3e-3, bytes = 39.0 * MB, before = 0.40, backward = 0.52 }, -- 9.74 M parameters
-  { name = "vision bf16, 64 images", step = 21.7e-3, bytes = 39.0 * MB, before = 0.40, backward = 0.52 },
-  { name = "language bf16, 8 rows of 1024", step = 20.0e-3, bytes = 494 * MB, last = 154 * MB, before = 0.40, backward = 0.45 }, -- KL + CE, 123.4 M
-  { name = "language bf16, 32 rows of 1024", step = 69.7e-3, bytes = 494 * MB, last = 154 * MB, before = 0.42, backward = 0.53 },
+  { name = "vision TF32, 64 images", step = 23.5e-3, bytes = 38.9 * MB, before = 0.40, backward = 0.52, two = 24.3e-3 },
+  { name = "vision bf16, 64 images", step = 18.15e-3, bytes = 38.9 * MB, before = 0.40, backward = 0.52, two = 19.17e-3 },
+  { name = "language bf16, 8 rows of 1024", step = 21.8e-3, bytes = 503 * MB, last = 154 * MB, before = 0.40, backward = 0.45, two = 25.15e-3 },
+  { name = "language bf16, 32 rows of 1024", step = 69.7e-3, bytes = 503 * MB, last = 154 * MB, before = 0.42, backward = 0.53 },
 }
--- Latencies a hop: NCCL's own model of its LL128 protocol (src/graph/tuning.cc, 2.12: base, NVLink, network). Bandwidths: the all-reduce of
--- 1 GiB by NCCL on two H100 moves 330 GB/s (bus bandwidth); a network by its data sheet, 90 % of it in use.
-local ring = { base = 10 * us, nvlink = 1.9 * us, net = 4.0 * us }
-local tree = { base = 4.4 * us, nvlink = 1.2 * us, net = 8.5 * us }
-local NVLINK, HOST, BUCKET = 330 * GB, 8, 8 * (1 << 20)
+-- Measured on two H100: a reduction of a bucket takes 72 us + bytes / 144 GB/s, gathering included (503 MB in 21, 6 and 3 buckets: 5.0, 4.0 and
+-- 3.7 ms). Latencies of further hops: NCCL's own model of its LL128 protocol (src/graph/tuning.cc, 2.12: NVLink, network). Networks by their
+-- data sheets, 90 % of it in use.
+local BASE, NVLINK, HOST, BUCKET = 72 * us, 144 * GB, 8, (tonumber(arg[1]) or 32) * (1 << 20)
+local ring, tree = { nvlink = 1.9 * us, net = 4.0 * us }, { nvlink = 1.2 * us, net = 8.5 * us }
 local networks = { { name = "8 x 400 Gb/s a host", rate = 8 * 50 * GB * 0.9 }, { name = "1 x 100 Gb/s a host", rate = 12.5 * GB * 0.9 } }
 local MEET = 2 * us -- of the host, for each other rank: it says what it is about to do; beside the GPU's work
 
@@ -29,8 +29,8 @@ local function reduce(bytes, n, rate)
   local hosts = math.max(1, n // HOST)
   local inside = n // hosts
   local bandwidth = hosts > 1 and math.min(NVLINK, rate) or NVLINK
-  local r = ring.base + 2 * (n - hosts) * ring.nvlink + (hosts > 1 and 2 * (hosts - 1) * ring.net or 0) + 2 * (n - 1) / n * bytes / bandwidth
-  local t = tree.base + 2 * ((inside - 1) * tree.nvlink + math.log(hosts, 2) * tree.net) + 2 * bytes / (0.9 * bandwidth)
+  local r = BASE + 2 * (n - hosts) * ring.nvlink + (hosts > 1 and 2 * (hosts - 1) * ring.net or 0) + 2 * (n - 1) / n * bytes / bandwidth
+  local t = BASE + 2 * ((inside - 1) * tree.nvlink + math.log(hosts, 2) * tree.net) + 2 * bytes / (0.9 * bandwidth)
   if t < r then return t, "tree" end
   return r, "ring"
 end
@@ -38,18 +38,18 @@ end
 -- Seconds of a step whose buckets leave one after the other as the backward finishes them, and of all reductions. cost(bytes): of a bucket.
 local function forecast(o, cost)
   local early, at, sum = o.bytes - (o.last or 0), 0, 0
-  local count = math.max(1, math.ceil(early / o.bucket))
+  local count = math.max(1, math.ceil(early / o.bucket)) -- the last of them is what is left
   local function leave(share, bytes)
     local one = cost(bytes)
     at, sum = math.max(at, o.step * (o.before + o.backward * share)) + one, sum + one
   end
-  for k = 1, count do leave(k / count, early / count) end
+  for k = 1, count do leave(math.min(1, k * o.bucket / early), math.min(o.bucket, early - (k - 1) * o.bucket)) end
   if o.last then leave(1, o.last) end
   return at + o.step * (1 - o.before - o.backward), sum
 end
 
 local function paper()
-  print(("%-31s %-20s %5s %9s %6s %6s  %s"):format("step", "network", "GPUs", "ms", "eff.", "by", "what limits"))
+  print(("%-31s %-20s %5s %19s %15s %9s %5s  %s"):format("step", "network", "GPUs", "ms, hidden .. not", "efficiency", "measured", "by", "what limits"))
   for _, s in ipairs(steps) do
     for i, net in ipairs(networks) do
       for _, n in ipairs { 2, 8, 64, 512 } do
@@ -57,10 +57,11 @@ local function paper()
           local o = { step = s.step, bytes = s.bytes, last = s.last, before = s.before, backward = s.backward, bucket = BUCKET }
           local _, by = reduce(BUCKET, n, net.rate)
           local gpu, whole = forecast(o, function(bytes) return (reduce(bytes, n, net.rate)) end)
-          local total = math.max(gpu, MEET * (n - 1))
-          local limit = total > gpu and "the ranks' meeting" or whole > s.backward * s.step and "bandwidth: reductions outlast the backward"
-            or total < 1.02 * s.step and "little: all but the last bucket is hidden" or "the last bucket, which nothing hides"
-          print(("%-31s %-20s %5d %9.2f %5.1f%% %6s  %s"):format(s.name, n > HOST and net.name or "NVLink", n, 1e3 * total, 100 * s.step / total, by, limit))
+          local best, worst = math.max(gpu, MEET * (n - 1)), math.max(s.step + whole, MEET * (n - 1))
+          local limit = best > gpu and "the ranks' meeting" or whole > s.backward * s.step and "bandwidth: reductions outlast the backward"
+            or best > 1.02 * s.step and "the last buckets, which nothing hides" or "what reductions take from the backward"
+          print(("%-31s %-20s %5d %8.2f .. %-7.2f %6.1f .. %4.1f %% %8s %5s  %s"):format(s.name, n > HOST and net.name or "NVLink", n, 1e3 * best, 1e3 * worst,
+            100 * s.step / worst, 100 * s.step / best, n == 2 and s.two and ("%.1f %%"):format(100 * s.step / s.two) or "", by, limit))
         end
       end
     end
