@@ -220,6 +220,31 @@ describe("one rank", function()
     assert.equal(0, code)
     assert.matches("^0\t1\t0", output)
   end)
+  always("cuts parameters for ranks at borders and multiples of 8192, and moves them unchanged", function()
+    local params, values = {}, {}
+    for i, n in ipairs { 5, 100000, 1, 8192, 0, 30000 } do
+      params[i] = core.normal({ n }, 0, 1, i, "shard")
+      values[i] = params[i]:totable()
+    end
+    local shard <close> = core.dist.shard(params, 3)
+    local place, border = shard:layout()
+    assert.equal(4, #border)
+    for r = 2, 3 do
+      local inside = false
+      for i, at in ipairs(place) do
+        inside = inside or border[r] == at or (border[r] > at and border[r] < at + #values[i] and (border[r] - at) % 8192 == 0)
+      end
+      assert.is_true(inside, ("border %d"):format(border[r]))
+      assert.is_true(math.abs(border[r] - border[4] * (r - 1) / 3) <= 8192 + 32)
+    end
+    for i, p in ipairs(params) do assert.are.same(values[i], p:totable()) end
+    local w = core.zeros({ 4 }, "f32")
+    local alias <const> = w:reshape(2, 2)
+    local ok, e = pcall(core.dist.shard, { w }, 2)
+    assert.is_false(ok)
+    assert.matches("move: f32%[4%] is computed, shared or not alike", tostring(e))
+    assert.equal(4, alias:count())
+  end)
   always("finds its gradients as they are after a reducer", function()
     local w, x = core.tensor({ { 1, 2, 3, 4 }, { 5, 6, 7, 8 }, { 0, 1, 0, 1 } }, "f32"), core.tensor({ 3, -1, 2, 5 }, "f32")
     w.requires_grad = true

@@ -72,6 +72,40 @@ local function present(i, step) return i ~= 2 and (i ~= 5 or step % 2 == 1) and 
 
 devices.each(function(device, on)
 describe("optimizer" .. on, function()
+  it("updates pieces of parameters, each by an optimizer of its own, as whole ones", function()
+    local a, b, born = state("f32", device), state("f32", device), {}
+    -- rank 1 has parameters 1 to 3 and 8192 elements of the fourth, rank 2 the rest
+    local function piece(i, rank)
+      local cut = i < 4 and SIZES[i] or i == 4 and 8192 or 0
+      if rank == 1 then return 0, cut end
+      return cut, SIZES[i] - cut
+    end
+    local function part_of(rank)
+      local o = { params = b.params, m = {}, v = {}, average = {}, decay = b.decay, from = {}, beta1 = 0.9, beta2 = 0.99, eps = 1e-7 }
+      for i = 1, #SIZES do
+        local from, n = piece(i, rank)
+        o.from[i] = from
+        for _, key in ipairs { "m", "v", "average" } do o[key][i] = n > 0 and b[key][i] and b[key][i]:slice(1, from + 1, from + n) or false end
+      end
+      return o
+    end
+    local one <close> = core.optimizer(part_of(1))
+    local two <close> = core.optimizer(part_of(2))
+    for step = 1, 6 do
+      set_gradients(a, step, present)
+      set_gradients(b, step, present)
+      local want = by_hand(a, born, numbers(step, 0.3))
+      for _, o in ipairs { one, two } do
+        o:set(numbers(step, 0.3))
+        o:step()
+        assert.equal(want, (o:norm()))
+      end
+      assert_same(a, b, "step " .. step)
+    end
+    local wrong = part_of(2)
+    wrong.from[4] = 8193
+    assert.matches("first moment 4 is f32[11811], no piece of f32[20003] from element 8193 on", refused(1, core.optimizer, wrong).message, 1, true)
+  end)
   for _, dtype in ipairs { "f32", "f64" } do
     for name, clip in pairs { ["unclipped"] = 0, ["clipped"] = 0.3, ["within the bound"] = 1e6 } do
       it(("equals the single updates: %s, %s"):format(dtype, name), function()

@@ -1,6 +1,6 @@
 -- Scaling on paper: how long a step takes on n GPUs by what one GPU, NVLink and a network do. build/cab run tests/bench/scaling.lua prints the
--- table of docs/distributed.md (argument: MiB of a bucket, 32). mpirun -np 2 (or 3) of the same measures the model's numbers on CPU ranks and sets its forecast against the
--- clock.
+-- table of docs/distributed.md (argument: MiB of a bucket, 32). mpirun -np 2 of the same measures the model's numbers on CPU ranks and sets
+-- its forecast against the clock.
 package.path = "tests/?.lua;" .. package.path
 local cab = require "cab"
 local core = require "cab.core"
