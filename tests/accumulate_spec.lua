@@ -131,7 +131,7 @@ describe("accumulate", function()
     function broken:loss(_, batch) -- luacheck: ignore self
       calls = calls + 1
       local loss = cab.op.mean(batch.logits)
-      return calls == 8 and loss * (0 / 0) or loss -- audit: 1; steps of 3 parts
+      return calls == 8 and loss * (0 / 0) or loss -- audit: 2; steps of 3 parts
     end
     local out = dir .. "/broken"
     train(images { set = { accumulate = 3, guard = { nonfinite = "skip" }, eval = { shares = false },
