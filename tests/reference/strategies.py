@@ -20,10 +20,7 @@ out, meta = {}, {}
 
 
 def drawn(name, *shape):
-    n = 1
-    for s in shape:
-        n *= s
-    return (0.3 * torch.sin(0.7 * torch.arange(n) + sum(name.encode()))).view(shape)
+    return (0.3 * torch.sin(0.7 * torch.arange(torch.Size(shape).numel()) + sum(name.encode()))).view(shape)
 
 
 class Own:
