@@ -9,20 +9,20 @@ FUZZ_SECONDS ?= 60
 FUZZ_RUNS ?= -1
 SANITIZE :=
 SPECS    := tests# of make asan
-PIE      := -fPIE
+PIC      := -fPIC -fno-semantic-interposition# one set of objects for the program and the library
 VERSION  := $(shell sed -n 's/.*CAB_VERSION "\(.*\)"/\1/p' core/lua/cab.h)
 PACKAGES := gcc libc6-dev liblua5.4-dev libopenblas-openmp-dev libpng-dev libjpeg62-turbo-dev zlib1g-dev libjansson-dev \
             libxxhash-dev libutf8proc-dev lua-busted lua-argparse lua-filesystem libedit2 gnuplot-nox
 LINTERS  := lua-check cppcheck
-TESTERS  := openmpi-bin
+TESTERS  := openmpi-bin zsh fish
 
 MODULES  := base tensor ops io data dist lua
 CPPFLAGS += $(MODULES:%=-Icore/%) -Ikernels -I/usr/include/lua5.4 -D_GNU_SOURCE
 OPT      ?= -O2 -g
 KOPT     ?= -O3 -g
-CFLAGS   := $(OPT) -std=gnu11 -Wall -Wextra -Wno-format-truncation -Wno-missing-field-initializers -fopenmp $(PIE) -fstack-protector-strong $(SANITIZE)
+CFLAGS   := $(OPT) -std=gnu11 -Wall -Wextra -Wno-format-truncation -Wno-missing-field-initializers -fopenmp $(PIC) -fstack-protector-strong $(SANITIZE)
 LDLIBS   := -llua5.4 -lopenblas -lpng -ljpeg -lz -ljansson -lxxhash -lutf8proc -ldl -lpthread -lm
-KFLAGS   := $(KOPT) -std=gnu11 -Wall -Wextra -fopenmp $(PIE) -fno-math-errno -fno-trapping-math -Icore/base -Ikernels $(SANITIZE)
+KFLAGS   := $(KOPT) -std=gnu11 -Wall -Wextra -fopenmp $(PIC) -fno-math-errno -fno-trapping-math -Icore/base -Ikernels $(SANITIZE)
 MARCH_v4 := -march=x86-64-v4 -mprefer-vector-width=512
 MARCH_v3 := -march=x86-64-v3
 MARCH_v2 := -march=x86-64-v2
@@ -83,12 +83,11 @@ demo: deps
 
 test: deps
 	@tests/install-packages $(TESTERS)
-	@$(MAKE) --no-print-directory -s -j$$(nproc) all
+	@$(MAKE) --no-print-directory -s -j$$(nproc) all module
 	$B/cab run tests/main.lua
 
-# The program's objects once more, for a shared library: C programs link it, Lua loads it as cab/core.so.
-module:
-	@$(MAKE) --no-print-directory -s B=build-module PIE=-fPIC CUDA= build-module/libcab.so
+# The program's objects as a shared library: C programs link it, Lua loads it as cab/core.so.
+module: $B/libcab.so
 $B/libcab.so: $(filter-out $B/core/lua/main.o,$(OBJECTS))
 	$(CC) $(CFLAGS) -shared -Wl,-z,relro,-z,now -Wl,-soname,libcab.so -o $@ $^ $(filter-out -llua5.4,$(LDLIBS))
 
@@ -96,7 +95,7 @@ install: all module
 	install -d $(addprefix $(DESTDIR)$(PREFIX)/,bin include lib/cab lib/pkgconfig lib/lua/5.4/cab share/lua/5.4 share/man/man1 share/doc/cab \
 	  share/bash-completion/completions share/zsh/vendor-completions share/fish/vendor_completions.d share/cab)
 	install $B/cab $(DESTDIR)$(PREFIX)/bin/cab
-	install -m 644 build-module/libcab.so $(DESTDIR)$(PREFIX)/lib/libcab.so
+	install -m 644 $B/libcab.so $(DESTDIR)$(PREFIX)/lib/libcab.so
 	ln -sfn ../../../libcab.so $(DESTDIR)$(PREFIX)/lib/lua/5.4/cab/core.so
 	ln -sfn ../../cab/lua/cab $(DESTDIR)$(PREFIX)/share/lua/5.4/cab
 	install -m 644 core/lua/cab.h $(DESTDIR)$(PREFIX)/include/cab.h
@@ -112,7 +111,7 @@ install: all module
 # Into a tree of LuaRocks: the library without the embedded images and texts.
 install-rock: module
 	install -d $(ROCK_LUADIR) $(ROCK_LIBDIR)/cab
-	install build-module/libcab.so $(ROCK_LIBDIR)/cab/core.so
+	install $B/libcab.so $(ROCK_LIBDIR)/cab/core.so
 	cp -r lua/cab $(ROCK_LUADIR)/
 
 # What a release is: the committed files, the same bytes each time.
@@ -160,6 +159,6 @@ crash: all
 	$B/cab run tests/crash/kill.lua 1000
 
 clean:
-	rm -rf build build-module build-asan build-fuzz
+	rm -rf build build-asan build-fuzz
 
 -include $(wildcard $B/core/*/*.d $B/kernels/*.d)

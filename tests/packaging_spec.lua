@@ -35,16 +35,16 @@ describe("the packaging files", function()
   end)
 end)
 
-local built = lfs.attributes "build-module/libcab.so" and lfs.attributes "build/cab" and os.execute "command -v make >/dev/null"
+local built = lfs.attributes "build/libcab.so" and lfs.attributes "build/cab" and os.execute "command -v make >/dev/null"
 local newest = 0
 for _, folder in ipairs { "base", "tensor", "ops", "io", "data", "lua" } do
   for name in lfs.dir("core/" .. folder) do newest = math.max(newest, lfs.attributes(("core/%s/%s"):format(folder, name), "modification")) end
 end
-local fresh = built and lfs.attributes("build-module/libcab.so", "modification") >= newest and lfs.attributes("build/cab", "modification") >= newest
+local fresh = built and lfs.attributes("build/libcab.so", "modification") >= newest and lfs.attributes("build/cab", "modification") >= newest
 
 describe("installed", function()
   if not fresh then
-    pending "below a DESTDIR: build-module/libcab.so is not there or old: make module"
+    pending "below a DESTDIR: build/libcab.so is not there or old: make all module"
     return
   end
   local dir = process.folder()

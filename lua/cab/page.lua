@@ -20,8 +20,9 @@ svg{width:100%;height:auto;display:block}img{max-width:100%;height:auto;display:
 .marked{max-width:none;white-space:pre-wrap;print-color-adjust:exact}.marked b{display:block;font-size:.85rem;color:var(--soft)}
 details{margin:.4rem 0}pre{overflow-x:auto;background:var(--card);border:1px solid var(--line);padding:.7rem;border-radius:.5rem;font-size:.8rem;
 white-space:pre-wrap;word-break:break-word}
-@media print{:root{--back:#fff;--text:#000;--soft:#444;--card:#fff;--line:#bbb}body{max-width:none;font-size:11px}h2{break-after:avoid}
-.grid{grid-template-columns:1fr 1fr}.wide{overflow:visible}table{font-size:8px}th,td{padding:.15rem .3rem;white-space:normal}}
+@media print{:root{--back:#fff;--text:#000;--soft:#444;--card:#fff;--line:#bbb;font-size:10px}body{max-width:none;padding:0;font-size:1rem}
+h2{break-after:avoid;margin-top:1rem}.grid{display:block}.grid figure{display:inline-block;vertical-align:top;width:49%;margin:0 0 .6rem}
+.grid figure.full{width:100%}img{max-height:22cm;padding:0}.wide{overflow:visible}table{font-size:.8rem}th,td{padding:.15rem .3rem;white-space:normal}}
 ]]
 
 local function escaped(text)
