@@ -4,6 +4,7 @@
 ---   <!-- from: kernels/a.h -->  the snippet stands word for word in that file; a line "..." is a gap
 ---   <!-- with: a=1 b=2 -->      a shortened form: these words follow every `build/cab` of the snippet
 ---   <!-- exits: 2 -->           the exit code of its last command
+---   <!-- numbers: vary -->      those that a console snippet prints are of one machine or follow on a shortened snippet: words alone are compared
 ---   <!-- goes on -->            it follows the page's snippet before it, whose locals it sees
 ---   <!-- not run: reason -->
 --- build/cab run tests/docs.lua docs/PAGE.md writes into a page what its snippets print.
@@ -13,7 +14,7 @@ if not package.path:find("./tests/", 1, true) then package.path = "./tests/?.lua
 local process = require "process"
 local M = {}
 
-local KEYS = { file = true, from = true, with = true, exits = true, ["goes on"] = true, ["not run"] = true }
+local KEYS = { file = true, from = true, with = true, exits = true, numbers = true, ["goes on"] = true, ["not run"] = true }
 
 --- Snippets of a page, in order: {page, line, lang, text, notes, output?}. Indented ones have the language "sh". An ```output
 --- fence belongs to the one before it.

@@ -66,6 +66,12 @@ describe("charts of runs", function()
         local path = ("%s/%s.png"):format(dir, what)
         assert.equal(0, charts.main { runs = of, what = what, out = path, quiet = true, images = 4 })
         assert.is_true(size(path) > 200, what)
+        if what == "map" or what == "attention" or what == "conflict" then -- the same at the prompt and from Lua
+          local shown = ("%s/%s-prompt.png"):format(dir, what)
+          assert.equal(shown, require "cab.show".plot(bridge, shown, what))
+          charts.draw(what, bridge, path)
+          assert.same({ size(path) }, { size(shown) })
+        end
       end
     end
     assert.equal(0, charts.main { runs = { bridge }, what = "loss", out = dir .. "/loss.svg", quiet = true })

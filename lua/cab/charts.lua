@@ -221,20 +221,31 @@ function M.evaluations(runs, path, title)
   return plot.chart(path, c)
 end
 
+--- Draws a chart, or attention maps, of runs into a file: what `cab plot`, the prompt and recipes that draw have in common.
+---@param what string a name of M.names()
+---@param paths string[]|string run folders, or folders of runs
+---@param out? string .png or .svg; default: WHAT.png
+---@param o? table images, layer
+---@return string path
+function M.draw(what, paths, out, o)
+  local runs = M.runs(type(paths) == "table" and paths or { paths })
+  out = out or ("%s.png"):format(what)
+  local drawn, why
+  if what == "attention" then drawn, why = require "cab.insight".attention(runs, out, o)
+  else
+    local c
+    c, why = M.chart(what, runs, o)
+    if c then drawn, why = plot.chart(out, c) end
+  end
+  if not drawn then check.fail(2, ("%s is not drawn: %s"):format(what, why), { id = "plot" }) end
+  return out
+end
+
 --- `cab plot`.
 ---@param o table runs, what, out, quiet, images, layer
 ---@return integer exit code
 function M.main(o)
-  local runs = M.runs(o.runs)
-  local out = o.out or ("%s.png"):format(o.what)
-  local drawn, why
-  if o.what == "attention" then drawn, why = require "cab.insight".attention(runs, out, o)
-  else
-    local c
-    c, why = M.chart(o.what, runs, o)
-    if c then drawn, why = plot.chart(out, c) end
-  end
-  if not drawn then check.fail(2, ("cab plot --what %s: %s"):format(o.what, why), { id = "plot" }) end
+  local out = M.draw(o.what, o.runs, o.out, o)
   if not o.quiet then print(out) end
   return 0
 end

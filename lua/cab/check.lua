@@ -33,7 +33,9 @@ function M.decode(text)
   return ok and value or nil
 end
 
---- "unknown option 'x'; did you mean 'y'?" or the list of what there is.
+local MOST = 40 -- names of a message: as many as any table of keys has, not all parameters of a model
+
+--- "unknown option 'x'; did you mean 'y'?" or the list of what there is, cut where it is long.
 ---@param what string
 ---@param name any
 ---@param names table list, or a table whose keys are the names
@@ -43,7 +45,8 @@ function M.unknown(what, name, names)
   local near = options.nearest(name, list)
   local shown = core.escape(tostring(name))
   return near and ("unknown %s '%s'; did you mean '%s'?"):format(what, shown, near)
-    or ("unknown %s '%s' (known: %s)"):format(what, shown, table.concat(list, ", "))
+    or ("unknown %s '%s' (known: %s%s)"):format(what, shown, table.concat(list, ", ", 1, math.min(#list, MOST)),
+      #list > MOST and (" and %d more"):format(#list - MOST) or "")
 end
 
 local function kind_of(value) return math.type(value) == "integer" and "integer" or type(value) end

@@ -102,7 +102,7 @@ function M.about(x, env)
   if x == nil then
     return ("ops, ?NAME explains one:\n%s\n\n?cab.open, ?cab.nn: functions, modules; ?run: a command; ?attention_bridge: a strategy\n"):format(core.help())
       .. "recipe = cab.open \"recipes/quickstart.lua\"; recipe:step(10); recipe.student.layers[3].B; recipe:plot()\n"
-      .. "plot(x), show(x): curves, maps and images; time(f, ...); _ and __: the last results"
+      .. "plot(x), show(x): curves, maps and images; plot(\"RUN\", \"FILE.png\", \"similarity\"): what cab plot draws; time(f, ...); _ and __: the last results"
   end
   if type(x) == "function" then return of_function(x) end
   if type(x) == "table" then return getmetatable(x) and getmetatable(x).__tostring and tostring(x) or of_table(x) end

@@ -21,7 +21,7 @@ svg{width:100%;height:auto;display:block}img{max-width:100%;height:auto;display:
 details{margin:.4rem 0}pre{overflow-x:auto;background:var(--card);border:1px solid var(--line);padding:.7rem;border-radius:.5rem;font-size:.8rem;
 white-space:pre-wrap;word-break:break-word}
 @media print{:root{--back:#fff;--text:#000;--soft:#444;--card:#fff;--line:#bbb;font-size:10px}body{max-width:none;padding:0;font-size:1rem}
-h2{break-after:avoid;margin-top:1rem}.grid{display:block}.grid figure{display:inline-block;vertical-align:top;width:49%;margin:0 0 .6rem}
+h2{break-after:avoid;margin-top:1rem}.grid{display:block;orphans:1;widows:1}.grid figure{display:inline-block;vertical-align:top;width:49%;margin:0 0 .6rem}
 .grid figure.full{width:100%}img{max-height:22cm;padding:0}.wide{overflow:visible}table{font-size:.8rem}th,td{padding:.15rem .3rem;white-space:normal}}
 ]]
 

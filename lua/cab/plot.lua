@@ -132,7 +132,7 @@ local function script_of(c)
   local s = { "set encoding utf8", "set border 3 lc rgb '#666666'", "set tics nomirror", "set grid lc rgb '#cccccc' lw 0.6",
     ("set key tmargin left vertical Left reverse samplen 1.5 spacing 1.2 maxrows %d"):format(((c.groups or #(c.series or {})) + 1) // 2),
     ("set xlabel %s"):format(quoted(c.x or "")), ("set ylabel %s"):format(quoted(c.y or "")) }
-  if c.title then s[#s + 1] = ("set title %s offset 0,0.2"):format(quoted(c.title)) end
+  if c.title then s[#s + 1] = ("set %s %s"):format(c.heat and "title" or "key title", quoted(c.title)) .. (c.heat and " offset 0,0.2" or " left") end
   if c.logx then s[#s + 1] = "set logscale x; set autoscale xfix" end
   if c.logy then s[#s + 1] = "set logscale y; set format y '%g'" end
   if c.xtics then s[#s + 1] = ("set xtics (%s)"):format(table.concat(c.xtics, ", ")) end

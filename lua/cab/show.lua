@@ -60,16 +60,21 @@ local function shaded(rows, columns)
   return table.concat(out, "\n")
 end
 
---- plot(x): a tensor of one dimension, a list of numbers, a session, or a run folder (its loss); plot(x, "FILE.png") draws a file.
+--- plot(x): a tensor of one dimension, a list of numbers, a session, or a run folder (its loss); plot(x, "FILE.png") draws a file;
+--- plot("RUN", "FILE.png", "similarity") any chart of `cab plot`.
 ---@param x any
 ---@param file? string .png or .svg
+---@param what? string of a run folder: a chart of `cab plot`; default: loss
 ---@return string
-function M.plot(x, file)
+function M.plot(x, file, what)
   if type(x) == "table" and type(x.plot) == "function" then return x:plot(file) end
   if type(x) == "string" then
-    local chart, why = require "cab.charts".chart("loss", require "cab.charts".runs { x })
+    local charts = require "cab.charts"
+    if file then return charts.draw(what or "loss", x, file) end
+    local chart, why = charts.chart(what or "loss", charts.runs { x })
     if not chart then check.fail(1, "plot: " .. why, { id = "plot" }) end
-    return M.series(chart.series, file, chart)
+    if not chart.series then check.fail(1, ("plot: %s needs a file: plot(%q, 'FILE.png', %q)"):format(what, x, what), { id = "plot" }) end
+    return M.series(chart.series, nil, chart)
   end
   if type(x) == "userdata" then
     if x:rank() == 2 then return M.show(x, file) end
