@@ -195,6 +195,9 @@ bar:summary { path = "runs/r-1", top1 = 50, loss = 1, steps = 4, seconds = 3661,
     code, text = cab(("run %s/r.lua --json --out %s/json"):format(dir, dir))
     assert.equal(0, code)
     assert.equal(3, core.json_decode(text).steps)
+    code, text = cab(("resume %s/json"):format(dir)) -- has ended: no step is taken, so there is no rate
+    assert.equal(0, code)
+    assert.matches("time +[%d:]+\n", text)
     code, text = cab(("eval %s/json --json"):format(dir))
     assert.equal(0, code, text)
     assert.is_number(core.json_decode(text)[1].top1)

@@ -121,15 +121,16 @@ function Progress:summary(r)
       r.perplexity and math.exp(-r.best) or r.best, r.best_step) }
   end
   add("steps", "%d", r.steps)
-  rows[#rows + 1] = { "time", ("%s, %.0f %s/s"):format(M.clock(r.seconds), r.images_per_second or r.tokens_per_second or 0, self.unit) }
+  local rate = r.images_per_second or r.tokens_per_second
+  rows[#rows + 1] = { "time", M.clock(r.seconds) .. (rate and (", %.0f %s/s"):format(rate, self.unit) or "") }
   add("memory", "%s", term.bytes(r.peak))
   add("folder", "%s", r.path)
   for _, row in ipairs(rows) do print(("  %s %s"):format(term.paint(("%-14s"):format(row[1]), "dim"), row[2])) end
   io.stdout:flush()
 end
 
---- Images per second so far.
----@return number
-function Progress:rate() return self.seen / math.max(core.now() - self.begun, 1e-9) end
+--- Images or tokens per second so far; nil where a run that had ended was resumed and took no step.
+---@return number?
+function Progress:rate() return self.seen > 0 and self.seen / math.max(core.now() - self.begun, 1e-9) or nil end
 
 return M
