@@ -124,7 +124,8 @@ static int rows_read(lua_State *L) {
   bind_check_table(L, 2);
   CabTensor *t = check_values(L, 3, &r->form);
   const int64_t n = t->shape[0], each = r->form.tokens * r->form.width;
-  const int threads = n < cab_threads() ? (int)n : cab_threads();
+  const int most = n < cab_threads() ? (int)n : cab_threads(), worth = 1 + (int)(n * each >> 19); /* a thread for 2 MiB */
+  const int threads = most < worth ? most : worth;
   uint64_t *numbers = lua_newuserdatauv(L, (size_t)n * sizeof *numbers, 0);
   for (int64_t i = 0; i < n; i++) {
     lua_rawgeti(L, 2, i + 1);
