@@ -54,6 +54,7 @@ describe("charts of runs", function()
     assert.equal("vanilla", c.series[1].name)
     assert.is_true(math.abs((tops[1] + tops[2]) / 2 - c.series[1].points[1][2]) < 1e-9)
     assert.same({ 2, math.min(tops[3], tops[4]), math.max(tops[3], tops[4]) }, c.series[1].band[2])
+    if gnuplot then assert.is_true(size(charts.draw("fraction", list, dir .. "/fraction.png")) > 200) end
   end)
   if not gnuplot then
     pending "are drawn: no gnuplot here"
@@ -86,6 +87,9 @@ describe("charts of runs", function()
     local svg = plot.svg { series = { { name = "it's", points = { { 1, 1 }, { 2, 2 } } } } }
     assert.truthy(svg:find "it&apos;s" or svg:find "it's" or svg:find "it&#39;s")
     assert.is_nil(svg:find "black")
+    svg = plot.svg { logx = true, xtics = { "'1 %%' 1", "'2 %%' 2", "'5 %%' 5" },
+      series = { { name = "attention_bridge", points = { { 1, 1 }, { 2, 2 }, { 5, 3 } } } } }
+    for _, word in ipairs { "attention_bridge", "1 %", "2 %", "5 %" } do assert.truthy(svg:find(word, 1, true), word) end -- no subscript, all ticks
   end)
 end)
 

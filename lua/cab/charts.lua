@@ -180,7 +180,7 @@ function kinds.fraction(runs)
     list[#list + 1] = s
   end
   local tics = {}
-  for x in pairs(shares) do tics[#tics + 1] = ("'%g %%' %g"):format(100 * x, 100 * x) end
+  for x in pairs(shares) do tics[#tics + 1] = ("'%g %%%%' %g"):format(100 * x, 100 * x) end
   if #tics < 2 then return nil, "it needs runs with at least two values of data.fraction" end
   return { title = "accuracy against the share of the training data", x = "share of the training data", y = "top-1 (%)", series = list, logx = true, xtics = tics }
 end

@@ -133,7 +133,15 @@ local function script_of(c)
     ("set key tmargin left vertical Left reverse samplen 1.5 spacing 1.2 maxrows %d"):format(((c.groups or #(c.series or {})) + 1) // 2),
     ("set xlabel %s"):format(quoted(c.x or "")), ("set ylabel %s"):format(quoted(c.y or "")) }
   if c.title then s[#s + 1] = ("set %s %s"):format(c.heat and "title" or "key title", quoted(c.title)) .. (c.heat and " offset 0,0.2" or " left") end
-  if c.logx then s[#s + 1] = "set logscale x; set autoscale xfix" end
+  if c.logx then -- a little more than the points: a tick on the very edge may be rounded away
+    local low, high = math.huge, 0
+    for _, line in ipairs(c.series) do
+      for _, p in ipairs(line.points) do
+        if p[1] > 0 then low, high = math.min(low, p[1]), math.max(high, p[1]) end
+      end
+    end
+    s[#s + 1] = "set logscale x" .. (low <= high and ("; set xrange [%g:%g]"):format(low / 1.02, high * 1.02) or "")
+  end
   if c.logy then s[#s + 1] = "set logscale y; set format y '%g'" end
   if c.xtics then s[#s + 1] = ("set xtics (%s)"):format(table.concat(c.xtics, ", ")) end
   if c.low or c.high then s[#s + 1] = ("set yrange [%s:%s]"):format(c.low or "*", c.high or "*") end
@@ -153,7 +161,7 @@ local function run(script)
   return ok, said:match "[^\n]*error[^\n]*" or said:match "line %d+: [^\n]*" or said:sub(1, 200)
 end
 
-local terminals = { svg = "svg dynamic font 'sans,13' background rgb 'white'", png = "pngcairo font 'sans,11'" }
+local terminals = { svg = "svg noenhanced dynamic font 'sans,13' background rgb 'white'", png = "pngcairo noenhanced font 'sans,11'" }
 
 -- Path checked, gnuplot asked for; the kind of file, or nil and why nothing can be drawn.
 local function kind_of(path)
