@@ -81,6 +81,12 @@ describe("charts of runs", function()
     refused(2, charts.main, { runs = { bridge }, what = "attention", out = dir .. "/a.svg" })
     refused(2, charts.main, { runs = { dir .. "/none" }, what = "loss" })
   end)
+  it("are drawn at the end of a run that asks for them; one that cannot be is a warning", function()
+    local path = run("drawn", { soft = 1 }, { draw = { "loss", "similarity", "attention", "fraction" }, stages = { { loss = { soft = 1 }, steps = 2 } } })
+    for _, what in ipairs { "loss", "similarity", "attention" } do assert.is_true(size(("%s/%s.png"):format(path, what)) > 100) end
+    assert.matches("warning: fraction is not drawn: it needs runs with at least two values", folder.read(path .. "/log.txt"))
+    os.execute("rm -r " .. path)
+  end)
   it("hold names that gnuplot would read otherwise", function()
     local c = { title = "a'b `id` \"c\" $x {/=20 y}", x = "x", y = "y", series = { { name = "it's \27[31m", points = { { 1, 0 / 0 }, { 2, 1 }, { 3, 2 } } } } }
     assert.equal(dir .. "/odd.png", (plot.chart(dir .. "/odd.png", c)))

@@ -29,6 +29,7 @@ describe("recipe", function()
     { { optim = { "adamw", lrr = 1 } }, "optim: unknown option 'lrr'; did you mean 'lr'" },
     { { optim = { "sgd" } }, "optim.name: unknown value 'sgd'" },
     { { eval = { metrics = { "top2" } } }, "unknown metric 'top2'" },
+    { { draw = { "similarty" } }, "unknown chart 'similarty'; did you mean 'similarity'" },
     { { data = {} }, "data is a plain table" },
     { { stages = {} }, "stages is empty" },
     { { stages = { { loss = { [";vanilla"] = 1 }, steps = 1 } } }, "unknown strategy ';vanilla'; did you mean 'vanilla'" },

@@ -23,6 +23,7 @@ return {
     dist = "of several ranks under mpirun or srun, see docs/distributed.md",
     log = "steps between two lines of metrics.jsonl",
     export = "a file to which the best weights are copied at the end",
+    draw = "charts drawn at the end, in the run's folder: names of `cab plot --what`",
     presets = "name -> function(recipe) that changes it, chosen with `preset=NAME`",
     missing = "`data`, `teacher` or `student` -> what to tell a user whose files are not there",
   },

@@ -28,6 +28,7 @@ local schema = {
   dist      = { "table", default = {} },                        -- of several ranks
   log       = { "integer", default = 10, min = 1 },             -- steps between lines of metrics.jsonl
   export    = { "string", default = "" },                       -- where to copy the best weights at the end
+  draw      = { "table", default = {} },                        -- charts of the run at its end, as of cab plot --what: RUN/NAME.png
   presets   = { "table" },                                      -- name -> function(recipe) that changes it: preset=NAME
   missing   = { "table", default = {} },                        -- data, teacher, student -> what to do where their files are not there
 }
@@ -199,6 +200,11 @@ function M.resolve(given)
     local ok = false
     for _, name in ipairs(M.metrics) do ok = ok or name == metric end
     if not ok then check.usage("eval.metrics: " .. check.unknown("metric", metric, M.metrics)) end
+  end
+  for _, name in ipairs(r.draw) do
+    local names, ok = require "cab.charts".names(), false
+    for _, known in ipairs(names) do ok = ok or known == name end
+    if not ok then check.usage("draw: " .. check.unknown("chart", name, names)) end
   end
   local times = r.eval.lengths
   if times & (times - 1) ~= 0 then check.usage(("eval.lengths: %d is no power of 2"):format(times)) end

@@ -371,6 +371,15 @@ local function loop(self, first)
   end
 end
 
+-- The charts that the recipe asks for, into the run's folder. The run is over: one that cannot be drawn is a warning.
+local function draw(self, names)
+  for _, what in ipairs(names) do
+    local path = self.folder.path
+    local drawn, why = pcall(require "cab.charts".draw, what, path, ("%s/%s.png"):format(path, what))
+    self:say(drawn and ("chart %s.png"):format(what) or "warning: " .. (type(why) == "table" and why.message or tostring(why)))
+  end
+end
+
 ---@class RunResult
 ---@field path string run folder
 ---@field top1? number of the last evaluation; of text, perplexity
@@ -442,6 +451,7 @@ function M.run(r, o)
   if not ok then pcall(self.folder.log, self.folder, "error: " .. tostring(stopped)) end
   if not ok and not o.resume and not self.done and not self.bad then self.folder:remove() end
   if ok and not stopped and r.export ~= "" then dist.first("export", function() M.export(self, r.export) end) end
+  if ok and not stopped and dist.rank == 0 then draw(self, r.draw) end
   local memory = self.job and core.memory(self.job.device)
   if ok then
     memory.peak = math.max(memory.peak, self.peak)

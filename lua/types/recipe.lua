@@ -12,6 +12,7 @@
 ---@field data table what cab.data.KIND{...} returns
 ---@field device? string cpu, cuda, cuda:N; auto: a GPU if there is one ("auto")
 ---@field dist? cab.given.dist of several ranks under mpirun or srun, see docs/distributed.md ({})
+---@field draw? table charts drawn at the end, in the run's folder: names of cab plot --what ({})
 ---@field eval? cab.given.eval when and what to evaluate ({})
 ---@field export? string a file to which the best weights are copied at the end ("")
 ---@field guard? cab.given.guard what to do about numbers that are not finite, and spikes ({})
