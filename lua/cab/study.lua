@@ -185,8 +185,10 @@ local function part_of(text, count)
 end
 
 -- Runs n of this program side by side for each rank of a job, a part each, a GPU each where there are several; none of them is a rank.
--- Their lines are passed on as they come. @return integer the first code that is no success, 0: none
+-- Their lines are passed on as they come, and runs that they call failed are. @return integer the first code that is no success, 0: none
 local function spread(self, root, o)
+  local named = {}
+  for _, run in ipairs(self.runs) do named[run.name] = run end
   local gpus, lines = #core.devices() - 1, {}
   local pipe <close> = io.popen "readlink /proc/$PPID/exe"
   local program = pipe:read "l"
@@ -206,6 +208,8 @@ local function spread(self, root, o)
   for line in all:lines() do
     local code = line:match "^exit (%d+)$"
     if not code then
+      local name, why = line:match "^%d+: failed: ([^:]+): (.*)"
+      if named[name] then named[name].why = why end
       if not o.quiet then print(line) io.stdout:flush() end
     elseif tonumber(code) > 1 then worst = worst == 0 and tonumber(code) or worst end
   end
@@ -215,7 +219,10 @@ end
 
 -- After all ranks did their part, or one was lost: the table of what is there; 75 if they were asked to stop, 69 if some ended otherwise.
 local function together(self, root, o, worst)
-  local ok, codes = pcall(dist.sum, "end of the sweep", { worst == 75 and 1 or 0, (worst ~= 0 and worst ~= 75) and 1 or 0 })
+  local flags = { worst == 75 and 1 or 0, (worst ~= 0 and worst ~= 75) and 1 or 0 }
+  for i, run in ipairs(self.runs) do flags[2 + i] = run.why and 1 or 0 end
+  local ok, codes = pcall(dist.sum, "end of the sweep", flags)
+  for i, run in ipairs(self.runs) do run.why = run.why or ok and codes[2 + i] > 0 and "on another rank" or nil end
   local function tell()
     local result = self:report(root, { quiet = o.quiet or dist.rank > 0 })
     if ok and codes[2] == 0 and codes[1] > 0 then check.fail(75, "the sweep was stopped; go on with --out " .. root, { id = "stopped" }) end
