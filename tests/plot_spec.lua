@@ -97,6 +97,19 @@ describe("charts of runs", function()
       series = { { name = "attention_bridge", points = { { 1, 1 }, { 2, 2 }, { 5, 3 } } } } }
     for _, word in ipairs { "attention_bridge", "1 %", "2 %", "5 %" } do assert.truthy(svg:find(word, 1, true), word) end -- no subscript, all ticks
   end)
+  it("tell 32 series apart by colour and dash, none as the dashed one, and draw every band below every line", function()
+    local list, seen = {}, {}
+    for i = 1, 32 do list[i] = { name = "arm " .. i, points = { { 0, i }, { 1, i } }, band = { { 0, i - 1, i + 1 }, { 1, i - 1, i + 1 } } } end
+    list[33] = { name = "teacher", colour = plot.colours[1], dashed = true, points = { { 0, 0 }, { 1, 0 } } }
+    local svg = plot.svg { series = list }
+    for stroke in svg:gmatch "<path stroke='([^>]-)%s*d='M[^>]-/>%s*<use" do
+      assert.is_nil(seen[stroke], stroke)
+      seen[stroke], seen[#seen + 1] = true, stroke
+    end
+    assert.equal(33, #seen)
+    assert.truthy(svg:find "fill%-opacity")
+    assert.is_nil(svg:find("fill%-opacity", (svg:find("<text>arm 1</text>", 1, true))))
+  end)
 end)
 
 describe("conflict", function()

@@ -10,6 +10,9 @@ M.colours = { "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", 
 ---@return boolean
 function M.gnuplot() return os.execute "command -v gnuplot >/dev/null 2>&1" == true end
 
+-- Of a series: its colour, then for those after the eighth the same colours with other dashes and points. Dash 2 is for `dashed` alone.
+local marks = { { dash = 1, point = 7 }, { dash = 4, point = 4 }, { dash = 3, point = 9 }, { dash = 5, point = 12 } }
+
 local function quoted(text) return "'" .. core.escape(tostring(text)):gsub("'", "''") .. "'" end
 M.quoted = quoted
 
@@ -40,17 +43,19 @@ local function data(script, name, rows)
 end
 
 local function lines(c, script)
-  local plots = {}
+  local plots, bands = {}, 0 -- bands first: none lies over a line
   for i, s in ipairs(c.series) do
     local colour = s.colour or M.colours[(i - 1) % #M.colours + 1]
+    local mark = marks[(i - 1) // #M.colours % #marks + 1]
     if s.band and #s.band > 0 then
       data(script, "$b" .. i, s.band)
-      plots[#plots + 1] = ("$b%d using 1:2:3 with filledcurves fc rgb '%s' fs transparent solid 0.18 noborder notitle"):format(i, colour)
+      bands = bands + 1
+      table.insert(plots, bands, ("$b%d using 1:2:3 with filledcurves fc rgb '%s' fs transparent solid 0.18 noborder notitle"):format(i, colour))
     end
     data(script, "$s" .. i, s.points)
     local style = s.style or (#s.points > 40 and "lines" or "linespoints")
-    plots[#plots + 1] = ("$s%d using 1:2 with %s lc rgb '%s' lw %s pt 7 ps 0.6 %s title %s"):format(i, style, colour, s.thin and "1" or "2",
-      s.dashed and "dt 2" or "dt 1", s.name and quoted(s.name) or "''")
+    plots[#plots + 1] = ("$s%d using 1:2 with %s lc rgb '%s' lw %s pt %d ps %g dt %d title %s"):format(i, style, colour, s.thin and "1" or "2",
+      mark.point, mark.point == 7 and 0.6 or 0.9, s.dashed and 2 or mark.dash, s.name and quoted(s.name) or "''")
   end
   script[#script + 1] = "plot " .. table.concat(plots, ", ")
 end
